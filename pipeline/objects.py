@@ -20,12 +20,12 @@ import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store, from_url
 from zarr.storage import ObjectStore
 
 T = TypeVar("T")
 
-Remote = S3Store | GCSStore | AzureStore
+Remote = S3Store | GCSStore | AzureStore | MemoryStore
 
 SCHEMES = ("s3", "az", "gs")
 """Object stores by URL scheme; anything without ``://`` is a local path."""
@@ -64,6 +64,11 @@ class Objects:
             store = from_url(text, client_options={"timeout": "10m"})
         assert isinstance(store, S3Store | GCSStore | AzureStore), store
         return cls(text, store)
+
+    @classmethod
+    def in_memory(cls) -> Objects:
+        """An empty place in this process, to prepare what is then put elsewhere; it does not pickle."""
+        return cls("memory", MemoryStore())
 
     def child(self, path: str) -> Objects:
         """What lies under a path below this one."""

@@ -81,9 +81,7 @@ def test_json_that_is_not_an_object_is_refused(objects: Objects) -> None:
         objects.get_json("list.json")
 
 
-def test_a_relative_path_and_its_pickle_mean_the_same_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_and_its_pickle_mean_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     objects = Objects.at("here")
     objects.put("x", b"1")

@@ -1,0 +1,79 @@
+"""Zarr v3 shards as bytes: chunks one after another, then an index of where each lies.
+
+Written here and not through an array, because a shard must come out whole, in one piece of work, from chips that
+arrive one by one, with the same bytes every time; any reader of Zarr v3 opens the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+from numcodecs.blosc import BITSHUFFLE, Blosc  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+ABSENT: Final = np.uint64(2**64 - 1)
+"""Offset and length of a chunk that is not there."""
+
+_LEVEL: Final = 5
+_CRC_BYTES: Final = 4
+
+
+def zarr_compressors(codec: str, dtype: np.dtype[Any]) -> tuple[BloscCodec, ...]:
+    """What `encode_chunk` does, in the words of Zarr's metadata."""
+    if codec == "none":
+        return ()
+    return (BloscCodec(cname=codec, clevel=_LEVEL, shuffle="bitshuffle", typesize=dtype.itemsize),)  # type: ignore[arg-type]
+
+
+def encode_chunk(pixels: NDArray[Any], *, codec: str) -> bytes:
+    """One chip of one array as a chunk; little-endian."""
+    plain = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<"))
+    # Blosc splits its work by the number of threads, and so does its output; importing zarr set it to one thread.
+    return bytes(_blosc(codec, plain.dtype).encode(plain)) if codec != "none" else plain.tobytes()
+
+
+def decode_chunk(data: bytes | memoryview, *, codec: str, dtype: np.dtype[Any], out: NDArray[Any]) -> None:
+    """Undo `encode_chunk`, into an array of the chunk's shape."""
+    if codec != "none":
+        _blosc(codec, dtype).decode(data, out)
+    else:
+        out.reshape(-1)[:] = np.frombuffer(data, dtype.newbyteorder("<"))
+
+
+def join_chunks(chunks: Mapping[int, bytes], num_chunks: int) -> bytes:
+    """A shard object.
+
+    Args:
+        chunks: Place in the shard -> encoded chunk; what is not given is a hole and costs nothing but its index.
+        num_chunks: Places in the shard.
+    """
+    index = np.full((num_chunks, 2), ABSENT, dtype="<u8")
+    end = 0
+    for place in sorted(chunks):
+        index[place] = end, len(chunks[place])
+        end += len(chunks[place])
+    encoded = index.tobytes()
+    crc = google_crc32c.value(encoded).to_bytes(_CRC_BYTES, "little")
+    return b"".join([*(chunks[place] for place in sorted(chunks)), encoded, crc])
+
+
+def read_index(shard: bytes | memoryview, num_chunks: int) -> NDArray[np.uint64]:
+    """(place, 2): offset and length in bytes of every chunk, `ABSENT` for holes.
+
+    Raises:
+        ValueError: The bytes are not a shard of so many chunks, or were damaged.
+    """
+    num_bytes = num_chunks * 16
+    encoded = bytes(shard[-(num_bytes + _CRC_BYTES) : -_CRC_BYTES])
+    crc = int.from_bytes(shard[-_CRC_BYTES:], "little")
+    if len(encoded) != num_bytes or google_crc32c.value(encoded) != crc:
+        raise ValueError(f"shard of {len(shard)} bytes: its index is damaged")
+    return np.frombuffer(encoded, dtype="<u8").reshape(num_chunks, 2)
+
+
+def _blosc(codec: str, dtype: np.dtype[Any]) -> Blosc:
+    return Blosc(cname=codec, clevel=_LEVEL, shuffle=BITSHUFFLE, typesize=dtype.itemsize)

@@ -1,0 +1,235 @@
+"""The chip store: a Zarr v3 group that one driver describes and many tasks fill, whole shards at a time.
+
+Nothing here knows which rows hold chips: that is the chip table's, see `pipeline.versions`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import zarr
+
+from pipeline.layout import LAYOUT_VERSION, Layout
+from pipeline.objects import Objects, concurrently
+from pipeline.shards import ABSENT, decode_chunk, encode_chunk, join_chunks, read_index, zarr_compressors
+from pipeline.types import ChipArrays
+
+__all__ = ["LAYOUT_VERSION", "Layout", "ShardReader", "Store", "StoreError", "chip_hash", "differences"]
+
+_METADATA = "zarr.json"
+_KEY = "twinlook"
+
+
+class StoreError(ValueError):
+    """A store is missing, is another one than was asked for, or may not be written now."""
+
+
+class Store:
+    """The arrays of one store; opened by URL wherever it is needed."""
+
+    def __init__(self, objects: Objects, layout: Layout) -> None:
+        self.url = objects.url
+        self.layout = layout
+        self.objects = objects
+
+    @staticmethod
+    def create(url: str, layout: Layout) -> Store:
+        """A store of this layout without any rows; one that is there already is opened.
+
+        Raises:
+            StoreError: There is a store of another layout.
+        """
+        objects = Objects.at(url)
+        if objects.exists(_METADATA):
+            return _same_layout(Store.open(url), layout)
+        metadata = _metadata(layout)
+        # The group last: where there is one, all its arrays are there, also if this process was killed on the way.
+        for path in sorted(metadata.list(), key=lambda path: path == _METADATA):
+            objects.put(path, metadata.get(path))
+        return Store(objects, layout)
+
+    @staticmethod
+    def open(url: str) -> Store:
+        """The store at a URL.
+
+        Raises:
+            StoreError: There is none, or something else, or one of another layout version.
+        """
+        objects = Objects.at(url)
+        try:
+            attributes = objects.get_json(_METADATA).get("attributes", {}).get(_KEY)
+        except FileNotFoundError as error:
+            raise StoreError(f"no store at {objects.url}") from error
+        if attributes is None:
+            raise StoreError(f"{objects.url} is a Zarr hierarchy, but not a chip store")
+        if attributes["layout_version"] != LAYOUT_VERSION:
+            raise StoreError(
+                f"{objects.url} has layout version {attributes['layout_version']}; this twinlook reads {LAYOUT_VERSION}"
+            )
+        return Store(objects, Layout.from_attributes(attributes))
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """The group as zarr-python reads it."""
+        return zarr.open_group(self.objects.zarr_store(read_only=True), mode="r", zarr_format=3)
+
+    @property
+    def num_rows(self) -> int:
+        """Length of the arrays' first axis, holes included."""
+        return int(self._array(next(iter(self.layout.arrays()))).shape[0])
+
+    def resize(self, end_row: int) -> None:
+        """Make room for rows up to `end_row`; never takes any away. For the driver alone, before tasks write."""
+        group = zarr.open_group(self.objects.zarr_store(read_only=False), mode="r+", zarr_format=3)
+        for name, spec in self.layout.arrays().items():
+            array = group[name]
+            assert isinstance(array, zarr.Array)
+            if array.shape[0] < end_row:
+                array.resize((end_row, *spec.shape))
+        self.__dict__.pop("group", None)
+
+    def rows_of(self, shard: int) -> range:
+        """The rows a shard has room for."""
+        return range(shard * self.layout.shard_chips, (shard + 1) * self.layout.shard_chips)
+
+    def write_shard(self, shard: int, chips: Iterable[tuple[int, ChipArrays]]) -> dict[int, str]:
+        """Write one shard of every array whole, in place of what a killed task may have left there.
+
+        Args:
+            shard: Number of the shard; no other task may write it.
+            chips: (row, arrays) in any order; they are encoded as they come. Rows that do not come are holes.
+
+        Returns:
+            Row -> `chip_hash` of what was written.
+
+        Raises:
+            StoreError: A chip does not fit the layout or its row is not in the shard; nothing was written.
+        """
+        rows, num_rows = self.rows_of(shard), self.num_rows
+        chunks: dict[str, dict[int, bytes]] = {name: {} for name in self.layout.arrays()}
+        hashes: dict[int, str] = {}
+        for row, chip in chips:
+            if row not in rows or row >= num_rows:
+                last = min(rows.stop, num_rows) - 1
+                raise StoreError(f"row {row} is not in shard {shard}, which holds rows {rows.start} to {last}")
+            if row in hashes:
+                raise StoreError(f"row {row} was given twice")
+            try:
+                self.layout.check(row, chip)
+            except ValueError as error:
+                raise StoreError(str(error)) from error
+            hashes[row] = chip_hash(chip)
+            for name, pixels in chip.items():
+                chunks[name][row - rows.start] = encode_chunk(pixels, codec=self.layout.codec)
+        concurrently(lambda name: self._put_shard(name, shard, chunks[name]), chunks)
+        return dict(sorted(hashes.items()))
+
+    def read_chip(self, row: int) -> ChipArrays:
+        """All arrays of one row, as zarr-python reads them; a hole reads as no data."""
+        return {name: np.asarray(self._array(name)[row]) for name in self.layout.arrays()}
+
+    def read_window(self, row: int, y_px: int, x_px: int, size_px: int) -> ChipArrays:
+        """A square window of one row: offsets and side in 10 m pixels, multiples of 6."""
+        self.layout.check_window(y_px, x_px, size_px)
+        chip = self.read_chip(row)
+        return {name: spec.window(chip[name], y_px, x_px, size_px) for name, spec in self.layout.arrays().items()}
+
+    def shard_key(self, name: str, shard: int) -> str:
+        """Path of a shard's object of one array."""
+        return "/".join([name, "c", str(shard), *["0"] * len(self.layout.arrays()[name].shape)])
+
+    def _put_shard(self, name: str, shard: int, chunks: dict[int, bytes]) -> None:
+        if chunks:
+            self.objects.put(self.shard_key(name, shard), join_chunks(chunks, self.layout.shard_chips))
+        else:
+            self.objects.delete(self.shard_key(name, shard))
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self.group[name]
+        assert isinstance(array, zarr.Array), name
+        return array
+
+    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:
+        return Store.open, (self.url,)
+
+
+class ShardReader:
+    """The chips of one shard: every object read once, every chunk decoded when it is asked for."""
+
+    def __init__(self, store: Store, shard: int, arrays: Iterable[str]) -> None:
+        self._store = store
+        self._first_row = store.rows_of(shard).start
+        self._specs = {name: store.layout.arrays()[name] for name in arrays}
+        objects = concurrently(lambda name: store.objects.get(store.shard_key(name, shard)), self._specs)
+        self._shards = {name: memoryview(data) for name, data in zip(self._specs, objects, strict=True)}
+        self._indices = {name: read_index(data, store.layout.shard_chips) for name, data in self._shards.items()}
+
+    def read(self, row: int, scratch: ChipArrays) -> None:
+        """Decode one chip into arrays of its shapes, see `scratch`.
+
+        Raises:
+            StoreError: The row is a hole.
+        """
+        for name, spec in self._specs.items():
+            offset, length = self._indices[name][row - self._first_row]
+            if offset == ABSENT:
+                raise StoreError(f"{self._store.url}: row {row} holds no chip in {name}")
+            chunk = self._shards[name][int(offset) : int(offset + length)]
+            decode_chunk(chunk, codec=self._store.layout.codec, dtype=spec.dtype, out=scratch[name])
+
+    def scratch(self) -> ChipArrays:
+        """Arrays to decode into, to be used again and again."""
+        return {name: np.empty(spec.shape, spec.dtype) for name, spec in self._specs.items()}
+
+
+def chip_hash(chip: ChipArrays) -> str:
+    """SHA-256 of a chip's pixels, with the names, dtypes and shapes of its arrays, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(chip):
+        pixels = np.ascontiguousarray(chip[name])
+        digest.update(f"{name} {pixels.dtype.newbyteorder('<').str} {pixels.shape}\n".encode())
+        digest.update(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """What differs between two JSON values, as ``name: old -> new``, one line per leaf."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+    elif old != new:
+        yield f"{name}: {old!r} -> {new!r}"
+
+
+def _same_layout(store: Store, layout: Layout) -> Store:
+    changed = list(differences(store.layout.attributes(), layout.attributes()))
+    if changed:
+        raise StoreError(f"{store.url} has another layout: {'; '.join(changed)}")
+    return store
+
+
+def _metadata(layout: Layout) -> Objects:
+    """Zarr's description of a store without rows."""
+    objects = Objects.in_memory()
+    zarr_store = objects.zarr_store(read_only=False)
+    zarr.create_group(zarr_store, attributes={_KEY: layout.attributes()})
+    # Zarr readers that look through the store meet a group here, not a folder they cannot name.
+    zarr.create_group(zarr_store, path="versions")
+    for spec in layout.arrays().values():
+        zarr.create_array(
+            zarr_store,
+            name=spec.name,
+            shape=(0, *spec.shape),
+            dtype=spec.dtype,
+            chunks=(1, *spec.shape),
+            shards=(layout.shard_chips, *spec.shape),
+            compressors=zarr_compressors(layout.codec, spec.dtype) or None,
+            fill_value=spec.nodata,
+            dimension_names=spec.dimension_names,
+            attributes=spec.attributes(),
+        )
+    return objects
