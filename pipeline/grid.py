@@ -187,7 +187,7 @@ def _zones_of(region: BaseGeometry) -> list[int]:
     for part in getattr(region, "geoms", [region]):
         west, south, east, north = part.bounds
         for lat in {south, north, *(edge for edge in (0.0, 56.0, 63.99, 72.0) if south <= edge <= north)}:
-            steps = np.arange(west, east, 0.5).tolist() + [east]
+            steps = [*np.arange(west, east, 0.5).tolist(), east]
             zones.update(utm_epsg(lon, lat) for lon in steps)
         if south < 0.0 <= north:
             zones.update(zone + 100 if zone < 32700 else zone - 100 for zone in list(zones))

@@ -39,6 +39,9 @@ class Item:
     orbit_state: str
     """ascending or descending."""
 
+    tile: str = ""
+    """MGRS tile of an optical item, such as 33UUP."""
+
     cloud_percent: float = 0.0
     """Of the whole optical item, 0-100; 0 for radar."""
 
@@ -56,10 +59,14 @@ class Acquisition:
     sensor: Sensor
     items: tuple[Item, ...]
 
+    overpass: str = ""
+    """Id of the whole overpass, where `items` are only those over one cell."""
+
     @property
     def id(self) -> str:
-        """Stable name: the first item's id."""
-        return self.items[0].id
+        """Platform, start of sensing and relative orbit, as in ``sentinel-2a_20230602T101803_R022``."""
+        first = self.items[0]
+        return self.overpass or f"{first.platform}_{self.datetime:%Y%m%dT%H%M%S}_R{first.relative_orbit:03d}"
 
     @property
     def datetime(self) -> datetime:
@@ -68,4 +75,13 @@ class Acquisition:
 
 
 class ChipError(Exception):
-    """A chip could not be made; the message names the cell, the item and the band, and holds no signature."""
+    """A chip could not be made; the message names the item and the band, and holds no signature.
+
+    Args:
+        message: What failed.
+        transient: Whether it failed in a way that may pass (a busy server), rather than by what the file holds.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient

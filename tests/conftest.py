@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Wall-clock deadlines say more about the neighbours of a shared machine than about the code.
+settings.register_profile("twinlook", deadline=None)
+settings.load_profile("twinlook")
 
 # Ray would otherwise decide by files in the home directory whether clusters need a token.
 os.environ["RAY_AUTH_MODE"] = "disabled"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 J = TypeVar("J", bound="JobSettings")
 
@@ -31,7 +31,11 @@ class JobSettings(BaseSettings):
     """What every job takes."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, cli_hide_none_type=True, cli_avoid_json=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
     )
 
     dry_run: bool = False
@@ -40,11 +44,18 @@ class JobSettings(BaseSettings):
     ray_address: str | None = None
     """Ray cluster to join; unset: the one the job was submitted to, else a local one for this run."""
 
-    run_dir: str = Field(default="runs/{job}", validate_default=True)
-    """Directory or URL for run.json, reports and logs; {job} is the job's name."""
+    run_dir: str | None = None
+    """Directory or URL for run.json and what a person looks at; unset: beside the job's output, ending in .run."""
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any, ...]:
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Nothing comes from environment variables: a run is what its command line and its file say."""
         return (init_settings,)
 

@@ -1,0 +1,35 @@
+# Two commands do everything on a machine with Python 3.11 or newer: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARCHIVE ?= simulated
+OUT ?= runs/demo
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.ready  ## create .venv with pinned versions
+
+$(VENV)/.ready: pyproject.toml infra/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip -c infra/constraints.txt
+	$(BIN)/pip install --quiet -c infra/constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c infra/constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup  ## archive -> dataset -> CROMA -> probes -> map, and a report to look at
+	$(BIN)/python -m jobs.demo out=$(OUT) archive=$(ARCHIVE)
+
+test: setup  ## all tests; what needs a server that is not there is skipped with its reason
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## measure alternatives against each other
+	$(BIN)/python -m tests.bench
+
+clean:  ## remove the environment and what runs left behind
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

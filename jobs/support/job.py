@@ -1,0 +1,83 @@
+"""What starts and ends every job: settings, logging, the cluster, progress, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import ray
+from tqdm import tqdm
+
+from jobs.support.settings import JobSettings, parse
+from pipeline.signing import redact
+
+log = logging.getLogger(__name__)
+
+J = TypeVar("J", bound=JobSettings)
+T = TypeVar("T")
+
+_LINE_EVERY_S = 10.0
+
+
+class JobError(Exception):
+    """The job cannot go on; the message says what failed, with which item, and what to do."""
+
+
+def run_job(settings_class: type[J], main: Callable[[J], None]) -> None:
+    """Parse the command line, run, and exit: 0 done, 1 refused or failed with a message, 2 wrong settings."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    settings = parse(settings_class)
+    try:
+        main(settings)
+    except (JobError, ValueError, OSError) as error:
+        log.debug("failed", exc_info=True)
+        sys.stderr.write(f"error: {redact(str(error))}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        raise SystemExit(130) from None
+
+
+def connect(settings: JobSettings) -> None:
+    """Join the cluster that the job was submitted to, the one of `ray_address`, or start a local one for this run."""
+    if ray.is_initialized():
+        return
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING)
+    else:
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    resources = ray.cluster_resources()
+    log.info("Ray %s: %g CPUs, %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+def progress(items: Iterable[T], *, total: int, what: str, amount: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+    """Pass items on and show how far it is: a bar on a terminal, else a line every ten seconds.
+
+    Args:
+        items: What to pass on.
+        total: Sum of the amounts.
+        what: Plural noun for the amounts.
+        amount: How much one item stands for.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=total, unit=f" {what}") as bar:
+            for item in items:
+                bar.update(amount(item))
+                yield item
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        done += amount(item)
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S or done >= total:
+            rate = done / (now - start) if now > start else 0.0
+            left = (total - done) / rate if rate else 0.0
+            log.info("%d of %d %s, %.1f/s, %.0f s left", done, total, what, rate, left)
+            last = now
+        yield item
