@@ -1,0 +1,113 @@
+"""Tiny scenes in which every pixel has its own value, so that a shift by one is seen."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.transform import from_origin
+
+from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS, RESOLUTION_M
+from pipeline.grid import utm_box_lonlat
+from pipeline.types import Item
+
+MOMENT = datetime(2023, 6, 1, 10, tzinfo=UTC)
+
+
+def distinct(rows: int, columns: int, *, start: int) -> NDArray[np.uint16]:
+    """(row, column): counts up from `start`, never 0."""
+    return (1 + (start + np.arange(rows * columns)) % 60000).reshape(rows, columns).astype(np.uint16)
+
+
+def write_tif(
+    path: Path, values: NDArray[Any], *, epsg: int, left: float, top: float, pixel_m: float, nodata: float
+) -> None:
+    """One band, tiled, deflate."""
+    rows, columns = values.shape
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        width=columns,
+        height=rows,
+        count=1,
+        dtype=values.dtype,
+        crs=f"EPSG:{epsg}",
+        transform=from_origin(left, top, pixel_m, pixel_m),
+        nodata=nodata,
+        tiled=True,
+        blockxsize=64,
+        blockysize=64,
+        compress="deflate",
+    ) as file:
+        file.write(values, 1)
+
+
+def optical_item(
+    folder: Path, *, epsg: int, left: int, top: int, side_px: int, offset_dn: int = 0, name: str = "S2"
+) -> Item:
+    """A scene of `side_px` 10 m pixels with all bands at native resolution and a clear classification."""
+    folder.mkdir(parents=True, exist_ok=True)
+    assets = {}
+    for group, bands in NATIVE_GROUPS.items():
+        pixel = RESOLUTION_M[group]
+        for number, band in enumerate(bands):
+            count = side_px * 10 // pixel
+            assets[band] = str(folder / f"{name}_{band}.tif")
+            values = distinct(count, count, start=1000 * number + pixel)
+            write_tif(Path(assets[band]), values, epsg=epsg, left=left, top=top, pixel_m=pixel, nodata=0)
+    assets["SCL"] = str(folder / f"{name}_SCL.tif")
+    write_tif(
+        Path(assets["SCL"]),
+        np.full((side_px // 2,) * 2, 4, np.uint8),
+        epsg=epsg,
+        left=left,
+        top=top,
+        pixel_m=20,
+        nodata=0,
+    )
+    return _item(
+        "optical",
+        name,
+        epsg,
+        left,
+        top,
+        side_px,
+        assets,
+        offset_dn=offset_dn,
+        baseline="04.00" if offset_dn else "03.01",
+    )
+
+
+def radar_item(folder: Path, *, epsg: int, left: int, top: int, side_px: int, name: str = "S1") -> Item:
+    """A scene of linear gamma0 that falls from pixel to pixel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    assets = {}
+    for number, band in enumerate(RADAR_BANDS):
+        assets[band] = str(folder / f"{name}_{band}.tif")
+        values = (distinct(side_px, side_px, start=500 * number).astype(np.float32) / 1e5).astype(np.float32)
+        write_tif(Path(assets[band]), values, epsg=epsg, left=left, top=top, pixel_m=10, nodata=-32768)
+    return _item("radar", name, epsg, left, top, side_px, assets, datetime=MOMENT + timedelta(hours=5))
+
+
+def _item(
+    sensor: str, name: str, epsg: int, left: int, top: int, side_px: int, assets: dict[str, str], **more: Any
+) -> Item:
+    values: dict[str, Any] = {
+        "id": name,
+        "collection": sensor,
+        "sensor": sensor,
+        "datetime": MOMENT,
+        "epsg": epsg,
+        "footprint": utm_box_lonlat(epsg, (left, top - side_px * 10, left + side_px * 10, top)),
+        "assets": assets,
+        "platform": f"{sensor}-a",
+        "relative_orbit": 1,
+        "orbit_state": "descending",
+        **more,
+    }
+    return Item(**values)
