@@ -1,0 +1,197 @@
+"""The parts CROMA is made of: patches, attention with a bias, feed-forward, the two kinds of encoder (paper section 3).
+
+Every block normalises its input itself (pre-norm) and returns what its caller adds to the tokens.
+"""
+
+# B samples, C channels, P patch side in px, N patches (or tokens), K kept patches, M context tokens, D width, H heads
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def patchify(image: Tensor, patch_px: int, kept: Tensor | None = None) -> Tensor:
+    """Cut images into patches: (B, C, rows * P, columns * P) -> (B, N, C * P * P).
+
+    Patches run row by row; within a patch the channel is slowest, then the row, then the column.
+    With `kept` (B, K), only those patches are copied out: (B, K, C * P * P).
+    """
+    num_images, channels, height, width = image.shape
+    rows, columns = height // patch_px, width // patch_px
+    cut = image.reshape(num_images, channels, rows, patch_px, columns, patch_px).permute(0, 2, 4, 1, 3, 5)
+    if kept is None:
+        return cut.reshape(num_images, rows * columns, -1)
+    image_of = torch.arange(num_images, device=image.device)[:, None]
+    return cut[image_of, kept // columns, kept % columns].flatten(2)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(D/H) + bias) v per head.
+
+    Args:
+        queries: (B, N, D).
+        keys: (B, M, D).
+        values: (B, M, D).
+        bias: (B or 1, H, N, M), added after the scaling; None for plain attention.
+        heads: H.
+
+    Returns:
+        (B, N, D), heads side by side.
+    """
+    queries, keys, values = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys, values))
+    if bias is not None:
+        bias = bias.to(queries.dtype)
+    attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+    return attended.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Tokens attend to each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        """Tokens (B, N, D), bias (B or 1, H, N, N) -> (B, N, D)."""
+        queries, keys, values = self.to_qkv(self.norm(tokens)).chunk(3, dim=-1)
+        out: Tensor = self.to_out(attend(queries, keys, values, bias, self.heads))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Tokens attend to a context; one LayerNorm serves both."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width, width, bias=False)
+        self.to_v = nn.Linear(width, width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        """Tokens (B, N, D), context (B, M, D), bias (B or 1, H, N, M) -> (B, N, D)."""
+        queries, context = self.to_q(self.norm(tokens)), self.norm(context)
+        out: Tensor = self.to_out(attend(queries, self.to_k(context), self.to_v(context), bias, self.heads))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, four times as wide between them; also the head on a pooled encoding (paper's FFN)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        out: Tensor = self.contract(functional.gelu(self.expand(self.norm(tokens))))
+        return out
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then feed-forward."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, heads)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        """Tokens (B, N, D), bias (B or 1, H, N, N) -> (B, N, D)."""
+        tokens = tokens + self.attention(tokens, bias)
+        out: Tensor = tokens + self.feed_forward(tokens)
+        return out
+
+
+class Encoder(nn.Module):
+    """The ViT of one sensor: no class token, no position embedding; positions enter through the bias alone."""
+
+    def __init__(self, channels: int, patch_px: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Linear(channels * patch_px**2, width)
+        self.layers = nn.ModuleList(EncoderLayer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, patches: Tensor, bias: Tensor) -> Tensor:
+        """Patches (B, N, C * P * P), bias (B or 1, H, N, N) -> encodings (B, N, D)."""
+        tokens: Tensor = self.patch_embedding(patches)
+        for layer in self.layers:
+            tokens = layer(tokens, bias)
+        out: Tensor = self.norm(tokens)
+        return out
+
+
+class JointLayer(nn.Module):
+    """Self-attention of the radar tokens, cross-attention to the optical ones, feed-forward."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(width, heads)
+        self.cross_attention = CrossAttention(width, heads)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, tokens: Tensor, context: Tensor, self_bias: Tensor, cross_bias: Tensor) -> Tensor:
+        """Shapes as in `JointEncoder`."""
+        tokens = tokens + self.self_attention(tokens, self_bias)
+        tokens = tokens + self.cross_attention(tokens, context, cross_bias)
+        out: Tensor = tokens + self.feed_forward(tokens)
+        return out
+
+
+class JointEncoder(nn.Module):
+    """Radar encodings look at optical encodings; the context is the same in every layer."""
+
+    def __init__(self, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(JointLayer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, radar: Tensor, optical: Tensor, self_bias: Tensor, cross_bias: Tensor) -> Tensor:
+        """Fuse the two sensors.
+
+        Args:
+            radar: Encodings (B, N, D), the queries.
+            optical: Encodings (B, M, D), the context.
+            self_bias: (B or 1, H, N, N), between radar patches.
+            cross_bias: (B or 1, H, N, M), from radar to optical patches.
+
+        Returns:
+            Joint encodings (B, N, D).
+        """
+        tokens = radar
+        for layer in self.layers:
+            tokens = layer(tokens, optical, self_bias, cross_bias)
+        out: Tensor = self.norm(tokens)
+        return out
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """Set the weights of one module, not of its children; meant for `nn.Module.apply`.
+
+    As the reference: linear layers uniform within 1/sqrt(inputs), LayerNorms 1 and 0, the mask token normal
+    with σ 0.02, the temperature 0.07.
+    """
+    if isinstance(module, nn.Linear):
+        bound = 1 / math.sqrt(module.in_features)
+        for parameter in module.parameters(recurse=False):
+            nn.init.uniform_(parameter, -bound, bound)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    for name, parameter in module.named_parameters(recurse=False):
+        if name == "mask_token":
+            nn.init.normal_(parameter, std=0.02)
+        elif name == "logit_scale":
+            nn.init.constant_(parameter, math.log(1 / 0.07))
