@@ -116,6 +116,15 @@ class Objects:
         except FileNotFoundError:
             return []
 
+    def folders(self, prefix: str = "") -> Sequence[str]:
+        """Names of the folders right under a folder, sorted; looks at no object inside them."""
+        try:
+            with _plain_errors(self._name(prefix), "list"):
+                found = obstore.list_with_delimiter(self._store(), prefix or None)
+                return sorted(str(path).rpartition("/")[2] for path in found["common_prefixes"])
+        except FileNotFoundError:
+            return []
+
     def delete(self, path: str) -> None:
         """Remove an object; it is well if there is none."""
         try:

@@ -6,19 +6,20 @@ Nothing here knows which rows hold chips: that is the chip table's, see `pipelin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import zarr
 
+from pipeline.canonical import differences
 from pipeline.layout import LAYOUT_VERSION, Layout
 from pipeline.objects import Objects, concurrently
 from pipeline.shards import ABSENT, decode_chunk, encode_chunk, join_chunks, read_index, zarr_compressors
 from pipeline.types import ChipArrays
 
-__all__ = ["LAYOUT_VERSION", "Layout", "ShardReader", "Store", "StoreError", "chip_hash", "differences"]
+__all__ = ["LAYOUT_VERSION", "Layout", "ShardReader", "Store", "StoreError", "chip_hash"]
 
 _METADATA = "zarr.json"
 _KEY = "twinlook"
@@ -194,15 +195,6 @@ def chip_hash(chip: ChipArrays) -> str:
         digest.update(f"{name} {pixels.dtype.newbyteorder('<').str} {pixels.shape}\n".encode())
         digest.update(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()
-
-
-def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """What differs between two JSON values, as ``name: old -> new``, one line per leaf."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-    elif old != new:
-        yield f"{name}: {old!r} -> {new!r}"
 
 
 def _same_layout(store: Store, layout: Layout) -> Store:

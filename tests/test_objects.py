@@ -28,6 +28,7 @@ def test_what_is_put_is_got(objects: Objects) -> None:
 
 def test_looking_at_a_place_does_not_create_it(objects: Objects) -> None:
     assert objects.list() == []
+    assert objects.folders() == []
     assert not objects.exists("x")
     with pytest.raises(FileNotFoundError, match=r"store#1/x: not found"):
         objects.get("x")
@@ -57,6 +58,9 @@ def test_a_list_holds_all_below_a_folder_in_order_and_no_unfinished_write(object
     assert objects.list("b") == ["b/10", "b/2", "b/c/1"]
     assert objects.list() == ["a", "b/10", "b/2", "b/c/1", "bc/1"]
     assert objects.list("nothing") == []
+    assert objects.folders() == ["b", "bc"]
+    assert objects.folders("b") == ["c"]
+    assert objects.folders("nothing") == []
     objects.delete("b/2")
     assert objects.list("b") == ["b/10", "b/c/1"]
 

@@ -1,0 +1,147 @@
+"""The chip table: one row per candidate of the manifest, saying what became of it. It is the ledger.
+
+A table comes in parts, one per shard; a part is written last by the task of its shard, so its presence says that
+the shard's pixels are all there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+WRITTEN: Final = "written"
+REJECTED: Final = "rejected"
+FAILED: Final = "failed"
+STATUSES: Final = (WRITTEN, REJECTED, FAILED)
+
+SCHEMA: Final = pa.schema(
+    [
+        ("row", pa.int64()),  # in the arrays
+        ("cell", pa.string()),
+        ("pair", pa.string()),
+        ("unit", pa.string()),
+        ("split", pa.string()),  # train, val, test or buffer
+        ("status", pa.string()),
+        ("reason", pa.string()),  # why rejected; empty otherwise
+        ("error", pa.string()),  # why failed; empty otherwise
+        ("sha256", pa.string()),  # of the pixels; empty unless written
+        ("valid_fraction", pa.float32()),
+        ("cloud_fraction", pa.float32()),
+        ("clear_fraction", pa.float32()),
+        ("mean", pa.list_(pa.float32())),  # per band: optical in reflectance x 10 000, then radar in dB
+        ("std", pa.list_(pa.float32())),  # NaN where a band is absent
+    ]
+)
+"""Columns of every chip table; a store with labels per chip adds `label_<name>` columns."""
+
+FROM_MANIFEST: Final = ("row", "cell", "pair", "unit", "split")
+"""Columns that are the manifest's: by them a ledger is compared with its request."""
+
+_LABEL_PREFIX: Final = "label_"
+_DEFAULTS: Final[dict[str, Any]] = {
+    "reason": "",
+    "error": "",
+    "sha256": "",
+    "valid_fraction": np.nan,
+    "cloud_fraction": np.nan,
+    "clear_fraction": np.nan,
+    "mean": [],
+    "std": [],
+}
+
+
+def chip_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """A chip table from one mapping per candidate, in any order; fractions and statistics may be left out.
+
+    Raises:
+        ValueError: A row is doubled or its status does not go with its hash, reason and error.
+    """
+    filled = sorted(({**_DEFAULTS, **row} for row in rows), key=lambda row: row["row"])
+    extra = sorted({name for row in filled for name in row} - set(SCHEMA.names))
+    columns = {field.name: pa.array([row[field.name] for row in filled], field.type) for field in SCHEMA}
+    labels = {name: pa.array([row.get(name) for row in filled]) for name in extra}
+    table = pa.table({**columns, **labels})
+    check(table)
+    return table
+
+
+def check(table: pa.Table) -> None:
+    """Refuse what is not a chip table.
+
+    Raises:
+        ValueError: A column is missing, unknown or of another type; rows are not ascending; or a status does not
+            go with its hash, reason and error.
+    """
+    for field in SCHEMA:
+        if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
+            raise ValueError(f"chip table: column {field.name} must be there as {field.type}")
+    unknown = [n for n in table.column_names if n not in SCHEMA.names and not n.startswith(_LABEL_PREFIX)]
+    if unknown:
+        raise ValueError(f"chip table: unknown columns {unknown}")
+    rows = table["row"].to_numpy()
+    if np.any(np.diff(rows) <= 0):
+        raise ValueError("chip table: rows must ascend, each once")
+    status = np.asarray(table["status"].to_pylist(), dtype=object)
+    expected = {"sha256": WRITTEN, "reason": REJECTED, "error": FAILED}
+    for column, only_with in expected.items():
+        given = np.asarray(pc.greater(pc.utf8_length(table[column]), 0).to_pylist(), dtype=bool)
+        wrong = np.flatnonzero(given != (status == only_with))
+        if wrong.size:
+            first = int(wrong[0])
+            raise ValueError(
+                f"chip table: row {rows[first]} is {status[first]!r} with {column}={table[column][first].as_py()!r}"
+            )
+    strange = sorted(set(status) - set(STATUSES))
+    if strange:
+        raise ValueError(f"chip table: status must be one of {', '.join(STATUSES)}, got {strange}")
+
+
+def concatenate(parts: Iterable[pa.Table]) -> pa.Table:
+    """One table of several, ascending by row; columns that a part lacks are null in its rows."""
+    tables = [part for part in parts if part.num_rows]
+    if not tables:
+        return SCHEMA.empty_table()
+    return pa.concat_tables(tables, promote_options="default").sort_by("row")
+
+
+def ledger(table: pa.Table) -> dict[str, Any]:
+    """How many candidates there were, how many came to each status, and how many were rejected for each reason."""
+    statuses = Counter(table["status"].to_pylist())
+    reasons = Counter(reason for reason in table["reason"].to_pylist() if reason)
+    return {
+        "requested": table.num_rows,
+        **{status: statuses[status] for status in STATUSES},
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def mismatch(manifest: pa.Table, chips: pa.Table) -> str:
+    """Why a ledger is not that of a manifest, by the columns they share; empty if it is."""
+    odd = sorted(set(manifest["row"].to_pylist()) ^ set(chips["row"].to_pylist()))
+    if odd:
+        return f"rows {some(odd)} are not in both manifest and ledger"
+    for column in FROM_MANIFEST:
+        if manifest[column].to_pylist() != chips[column].to_pylist():
+            return f"{column} differs between manifest and ledger"
+    return ""
+
+
+def some(numbers: Sequence[int]) -> str:
+    """The first few of many numbers, for messages."""
+    shown = ", ".join(str(number) for number in numbers[:5])
+    return f"{shown} and {len(numbers) - 5} more" if len(numbers) > 5 else shown
+
+
+def written_rows(table: pa.Table, *, split: str | None = None) -> NDArray[np.int64]:
+    """Rows that hold a chip, ascending; of one split if asked."""
+    keep = pc.equal(table["status"], WRITTEN)
+    if split is not None:
+        keep = pc.and_(keep, pc.equal(table["split"], split))
+    rows: NDArray[np.int64] = np.sort(table["row"].filter(keep).to_numpy())
+    return rows
