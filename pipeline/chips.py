@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.archives import Signing
 from pipeline.bands import RESOLUTION_M
+from pipeline.chip_table import FROM_MANIFEST
 from pipeline.grid import Cell, cells_bounds, utm_box_lonlat
 from pipeline.labels import LABEL_MISSING
 from pipeline.reader import Window, read_classes, read_labels, read_optical, read_radar
@@ -138,5 +139,5 @@ def _judged(row: Mapping[str, Any], seen: Screening, chip: ChipArrays | None) ->
 
 
 def _ledger_row(row: Mapping[str, Any], *, status: str, reason: str = "", error: str = "", **more: Any) -> LedgerRow:
-    named = {name: row[name] for name in ("row", "cell", "pair", "unit", "split")}
-    return {**named, "status": status, "reason": "unreadable" if error else reason, "error": error, **more}
+    named = {name: row[name] for name in FROM_MANIFEST}
+    return {**named, "status": status, "reason": reason, "error": error, **more}

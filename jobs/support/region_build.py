@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow.compute as pc
-from pipeline.chip_table import ledger
-from pipeline.store import Layout, Store
-from pipeline.versions import Version, begin
 from pydantic import Field
 
+from jobs.support.driver_lease import kept_alive, owner
 from jobs.support.job import JobError, connect, progress
 from jobs.support.run_record import RunRecord
 from jobs.support.settings import Group, JobSettings
 from pipeline.archives import Archive, archive_named
 from pipeline.catalog import require_account, search, search_labels
+from pipeline.chip_table import ledger
 from pipeline.chips import Recipe
 from pipeline.grid import PIXEL_M, Cell, cells_covering
 from pipeline.ingest import build
 from pipeline.labels import LABEL_CLASSES
 from pipeline.manifest import items_table, plan_rows, rejections_table
+from pipeline.objects import Objects
 from pipeline.pairing import Pair, PairRules, Rejection, acquisitions, pair_cells
 from pipeline.regions import parse_period, parse_region
 from pipeline.screening import ScreenRules
 from pipeline.splits import SplitRules
+from pipeline.store import Layout, Store
+from pipeline.versions import Version, begin
 
 log = logging.getLogger(__name__)
 
@@ -204,17 +205,23 @@ def build_store(
     layout = Layout(
         side_px=settings.side_px, shard_chips=settings.shard_chips, codec=settings.codec, labels=label_classes
     )
+    candidates = None
+    if not Objects.at(url).exists("zarr.json"):
+        # A search that finds nothing leaves nothing behind.
+        with record.stage("search and pair"):
+            candidates = find_candidates(settings, **how)
+    store = Store.create(url, layout)
     version = begin(url, request)
     if version.state == "sealed":
         log.info("%s version %d is complete already: nothing to do", url, version.number)
         record.results.update(reused=True, **summary(version))
         return version
-    with version.lease(owner=uuid.uuid4().hex):
+    with version.lease(owner()) as lease, kept_alive(lease):
         if version.state == "planning":
             with record.stage("search and pair"):
-                candidates = find_candidates(settings, **how)
+                candidates = candidates or find_candidates(settings, **how)
             with record.stage("plan"):
-                _plan(version, candidates, settings, splits, Store.create(url, layout))
+                _plan(version, candidates, settings, splits, store)
         connect(settings)
         with record.stage("build"):
             _build(version, settings)
@@ -230,21 +237,15 @@ def _plan(version: Version, candidates: Candidates, settings: RegionBuild, split
         candidates.pairs,
         block_cells=settings.block_cells,
         shard_chips=settings.shard_chips,
-        first_row=0,
+        first_row=version.first_shard() * settings.shard_chips,
         splits=splits,
     )
-    end_row = int(manifest["row"][-1].as_py()) + 1
-    store.resize(end_row)
+    store.resize(int(manifest["row"][-1].as_py()) + 1)
     version.write_plan(
         items_table(candidates.pairs),
         rejections_table(candidates.rejections),
         [manifest],
         {
-            "num_chips": manifest.num_rows,
-            "first_row": 0,
-            "end_row": end_row,
-            "first_shard": 0,
-            "end_shard": (end_row - 1) // settings.shard_chips + 1,
             "signing": candidates.archive.signing,
             "labels": {n: [[h, w.hex()] for h, w in maps] for n, maps in candidates.labels.items()},
         },
@@ -288,12 +289,5 @@ def _check_failures(version: Version, settings: RegionBuild) -> None:
 
 def summary(version: Version) -> dict[str, Any]:
     """Requested, written, rejected by reason, failed."""
-    chips = version.chips()
-    counts = ledger(chips)
-    taken = Counter(version.rejections()["reason"].to_pylist())
-    return {
-        "requested": chips.num_rows,
-        **{status: counts["status"].get(status, 0) for status in ("written", "rejected", "failed")},
-        "reasons": counts["reason"],
-        "pairs_not_taken": dict(taken),
-    }
+    not_taken = Counter(version.rejections()["reason"].to_pylist())
+    return {**ledger(version.chips()), "pairs_not_taken": dict(not_taken)}

@@ -1,0 +1,164 @@
+"""Pretrain CROMA on a chip store, across the workers of a Ray cluster.
+
+Run the same command again to go on where it stopped.
+
+Example:
+    ray job submit --working-dir . -- python jobs/pretrain.py \
+        store=s3://bucket/chips.zarr out=s3://bucket/runs/base size=base epochs=300 global_batch=7200 num_workers=8
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+from pydantic import Field
+
+from jobs.support.job import JobError, connect, run_job
+from jobs.support.pretraining import TrainingPlan, export_model, fit, say_plan
+from jobs.support.run_record import recorded
+from jobs.support.settings import JobSettings
+from pipeline.feed import Feed, num_samples
+from pipeline.objects import Objects
+from pipeline.store import Store, differences
+from pipeline.versions import Version, latest_sealed
+
+log = logging.getLogger("pretrain")
+
+
+class Pretrain(JobSettings):
+    """Pretrain CROMA on a chip store, across the workers of a Ray cluster."""
+
+    store: str
+    """Chip store with both sensors: a path or s3://, az://, gs://."""
+
+    version: int | None = Field(default=None, ge=1)
+    """Sealed version of the store; unset: the newest."""
+
+    out: str
+    """Directory of the run: checkpoints, losses and model.pt; a shared file system or an object store on a cluster."""
+
+    size: Literal["tiny", "base", "large"] = "base"
+    """Size of the model."""
+
+    epochs: int = Field(default=300, ge=1)
+    """Times that every sample is seen."""
+
+    crops_per_chip: int = Field(default=1, ge=1, le=16)
+    """Crops cut from every chip in an epoch, each a sample."""
+
+    crop_px: int = Field(default=120, ge=24, multiple_of=24)
+    """Side of a crop, pixels of 10 m."""
+
+    global_batch: int = Field(default=1024, ge=2)
+    """Samples per step over all workers; all of them are contrasted with each other."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Processes that train, one per GPU."""
+
+    use_gpu: bool | None = None
+    """Whether workers take a GPU each; unset: if the cluster has any."""
+
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs that Ray sets aside for each worker; the rest reads the store."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak of the schedule, after the warm-up."""
+
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Fraction of all samples over which the learning rate rises."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW, on matrices only."""
+
+    mask_fraction: float = Field(default=0.75, gt=0, lt=1)
+    """Fraction of the patches hidden, for each sensor on its own."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; auto is bfloat16 on GPUs and float32 on CPUs."""
+
+    normalisation: Literal["store", "ssl4eo-s12"] = "store"
+    """Means and deviations that scale the bands: of this store's training chips, or of SSL4EO-S12."""
+
+    report_every_epochs: int = Field(default=1, ge=1)
+    """Epochs between checkpoints."""
+
+    keep_checkpoints: int = Field(default=3, ge=1)
+    """Checkpoints that are kept; older ones are deleted."""
+
+    max_failures: int = Field(default=3, ge=0)
+    """Times that lost workers are replaced and training goes on from the last checkpoint."""
+
+    seed: int = 0
+    """Decides weights, order, crops, masks, flips and turns."""
+
+
+def main(settings: Pretrain) -> None:
+    """Plan, train or go on, export the weights."""
+    version = Version(settings.store, settings.version) if settings.version else latest_sealed(settings.store)
+    if version.state != "sealed":
+        raise JobError(f"{version.name} is {version.state}: build it to the end first")
+    layout = Store.open(settings.store).layout
+    if not (layout.has_optical and layout.has_radar):
+        raise JobError(f"{settings.store} lacks a sensor; pretraining needs both")
+    if settings.crop_px > layout.side_px:
+        raise ValueError(f"crop_px={settings.crop_px} is larger than the store's chips of {layout.side_px} px")
+    if settings.global_batch % settings.num_workers:
+        raise ValueError(f"global_batch={settings.global_batch} is no multiple of num_workers={settings.num_workers}")
+    plan = _plan(settings, version)
+    if settings.dry_run:
+        say_plan(plan)
+        return
+    with recorded(settings, job="pretrain", output=settings.out) as record:
+        out = Objects.at(settings.out)
+        _claim(out, settings, version)
+        record.inputs["store"] = {"url": settings.store, "version": version.number}
+        if out.exists("model.pt"):
+            log.info("%s holds a trained model already: nothing to do", settings.out)
+            record.results["reused"] = True
+            return
+        say_plan(plan)
+        connect(settings)
+        with record.stage("train"):
+            result = fit(plan, out)
+        with record.stage("export"):
+            digest = export_model(result.checkpoint, out)
+        record.outputs["model"] = {"url": f"{settings.out.rstrip('/')}/model.pt", "sha256": digest}
+        record.results.update({k: v for k, v in (result.metrics or {}).items() if k != "steps"}, reused=False)
+        log.info("trained: %s/model.pt (%s)", settings.out.rstrip("/"), digest[:12])
+
+
+def _plan(settings: Pretrain, version: Version) -> TrainingPlan:
+    feed = Feed(
+        url=settings.store,
+        version=version.number,
+        split="train",
+        crop_px=settings.crop_px,
+        crops_per_chip=settings.crops_per_chip,
+        seed=settings.seed,
+        batch_size=settings.global_batch // settings.num_workers,
+        multiple_of=settings.global_batch,
+    )
+    samples = num_samples(feed)
+    if samples < settings.global_batch:
+        raise JobError(
+            f"{version.name} has {samples} training samples, fewer than one global batch of {settings.global_batch}; "
+            "lower global_batch, raise crops_per_chip, or build a larger dataset"
+        )
+    return TrainingPlan(settings=settings.model_dump(), feed=feed, num_samples=samples // settings.global_batch * settings.global_batch)
+
+
+def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
+    """Bind the run's directory to what decides its result; another run's is refused."""
+    elsewhere = {"dry_run", "ray_address", "run_dir", "out", "num_workers", "use_gpu", "cpus_per_worker", "max_failures"}
+    request: dict[str, Any] = {**settings.model_dump(mode="json", exclude=elsewhere), "version": version.number}
+    try:
+        out.put_json("request.json", request, create=True)
+    except FileExistsError:
+        changed = list(differences(out.get_json("request.json"), request))
+        if changed:
+            raise JobError(f"{settings.out} holds another run: {'; '.join(changed)}; give another out") from None
+
+
+if __name__ == "__main__":
+    run_job(Pretrain, main)

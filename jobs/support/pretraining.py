@@ -1,0 +1,177 @@
+"""A pretraining run on Ray Train: its plan, the trainer, the losses on disk, the exported weights."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from jobs.support.training_loop import CHECKPOINT_FILE, train_worker
+from model import pretrained
+from model.normalisation import SSL4EO_S12, Normalisation, from_statistics
+from pipeline.chip_table import WRITTEN
+from pipeline.feed import ChipSource, Feed
+from pipeline.objects import Objects
+from pipeline.versions import Version
+
+log = logging.getLogger(__name__)
+
+_RUN_NAME = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """What is trained on what."""
+
+    settings: dict[str, Any]
+    """Of the job, as plain values."""
+
+    feed: Feed
+
+    num_samples: int
+    """Trained on in an epoch: a multiple of the global batch."""
+
+
+class LossFile(UserCallback):
+    """Write what the workers report to `losses/`, one file per report; the controller is the only writer."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Average the steps over the workers; a file that a resumed run reports again is replaced by the same."""
+        steps = [
+            {name: float(np.mean([step[name] for step in same])) for name in same[0]}
+            for same in zip(*(m["steps"] for m in metrics), strict=True)
+        ]
+        if not steps:
+            return
+        first = metrics[0]
+        Objects.at(self.url).put_json(f"losses/{int(first['samples_seen']):012d}.json", steps)
+        mean = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+        waited = mean["waited_s"] / (mean["waited_s"] + mean["step_s"])
+        logging.getLogger("pretrain").info(
+            "epoch %d: loss %.4f (contrastive %.4f, optical %.4f, radar %.4f), match %.2f, %.0f of %.0f samples, waited %.0f %%",
+            first["epochs_done"], mean["loss"], mean["contrastive"], mean["reconstruction_optical"],
+            mean["reconstruction_radar"], mean["match_fraction"], first["samples_seen"], first["total"], 100 * waited,
+        )  # fmt: skip
+
+
+def say_plan(plan: TrainingPlan) -> None:
+    """What will be trained, on the log."""
+    settings = plan.settings
+    steps = plan.num_samples // settings["global_batch"]
+    log.info(
+        "CROMA %s on %d samples per epoch, %d epochs of %d steps of %d samples on %d workers",
+        settings["size"], plan.num_samples, settings["epochs"], steps, settings["global_batch"], settings["num_workers"],
+    )  # fmt: skip
+
+
+def fit(plan: TrainingPlan, out: Objects) -> Result:
+    """Train to the end, from the newest checkpoint in `out` if there is one."""
+    settings = plan.settings
+    use_gpu = settings["use_gpu"]
+    if use_gpu is None:
+        use_gpu = ray.cluster_resources().get("GPU", 0) >= settings["num_workers"]
+    bfloat16 = settings["precision"] == "bfloat16" or (settings["precision"] == "auto" and use_gpu)
+    feed = plan.feed
+
+    def train_data() -> ray.data.Dataset:
+        # Called at every start of the workers, so a resumed run plans its own epochs.
+        done = _epochs_done(out)
+        return ray.data.read_datasource(ChipSource(feed, start_epoch=done))
+
+    _quiet_data()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "size": settings["size"],
+            "epochs": settings["epochs"],
+            "global_batch": settings["global_batch"],
+            "num_samples": plan.num_samples,
+            "peak_learning_rate": settings["learning_rate"],
+            "warmup_fraction": settings["warmup_fraction"],
+            "weight_decay": settings["weight_decay"],
+            "normalisation": _normalisation(plan).to_dict(),
+            "step": {
+                "seed": settings["seed"],
+                "mask_fraction": settings["mask_fraction"],
+                "bfloat16": bfloat16,
+            },
+            "report_every_epochs": settings["report_every_epochs"],
+            "threads": None if use_gpu else 1,
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings["num_workers"],
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": settings["cpus_per_worker"], **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=_RUN_NAME,
+            storage_path=out.url,
+            failure_config=FailureConfig(max_failures=settings["max_failures"]),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings["keep_checkpoints"]),
+            callbacks=[LossFile(out.url)],
+        ),
+        datasets={"train": train_data},
+    )
+    return trainer.fit()
+
+
+def export_model(checkpoint: Checkpoint | None, out: Objects) -> str:
+    """Write model.pt, last of all: the weights without what only training needs. Returns the model's hash."""
+    assert checkpoint is not None, "a run that ended well has a checkpoint"
+    with checkpoint.as_directory() as folder:
+        saved = pretrained.load(open(f"{folder}/{CHECKPOINT_FILE}", "rb"))  # noqa: PTH123, SIM115
+    model, normalisation = pretrained.restore_pretraining(saved)
+    content = io.BytesIO()
+    pretrained.save(pretrained.to_checkpoint(model, normalisation), content)
+    out.put("model.pt", content.getvalue())
+    return pretrained.model_hash(model, normalisation)
+
+
+def read_losses(out: Objects) -> list[dict[str, float]]:
+    """Every step's averages so far, in order of samples seen."""
+    return [step for path in out.list("losses") for step in out.get_json(path)]
+
+
+def _normalisation(plan: TrainingPlan) -> Normalisation:
+    if plan.settings["normalisation"] == "ssl4eo-s12":
+        return SSL4EO_S12
+    version = Version(plan.feed.url, plan.feed.version)
+    mean, std = pooled_statistics(version.all_chips())
+    return from_statistics(mean.tolist(), std.tolist(), source=f"training chips of {version.name}")
+
+
+def pooled_statistics(chips: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation per band over all pixels of the training chips, from those of each chip."""
+    rows = [r for r in chips.select(["status", "split", "mean", "std"]).to_pylist() if r["status"] == WRITTEN]
+    rows = [r for r in rows if r["split"] == "train"] or rows
+    means, stds = (np.array([r[name] for r in rows], dtype=np.float64) for name in ("mean", "std"))
+    mean = np.nanmean(means, axis=0)
+    # Law of total variance, chips being equally large.
+    return mean, np.sqrt(np.nanmean(stds**2, axis=0) + np.nanvar(means, axis=0))
+
+
+def _epochs_done(out: Objects) -> int:
+    """Epochs in the newest checkpoint that Ray Train would resume from."""
+    names = [name for name in out.folders(_RUN_NAME) if name.startswith("epoch-")]
+    return max((int(name.removeprefix("epoch-")) for name in names), default=0)
+
+
+def _quiet_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

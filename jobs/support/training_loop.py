@@ -1,0 +1,125 @@
+"""What each Ray Train worker runs: batches in, steps, reports with checkpoints out."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint
+from ray.train.torch import get_device, prepare_model
+
+from model.croma import CONFIGS, CromaPretraining
+from model.normalisation import Normalisation
+from model.pretrained import load, load_weights, restore_pretraining, save, to_checkpoint
+from model.training import StepSettings, build_optimizer, learning_rate, train_step
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FILE = "croma.pt"
+"""In a Ray Train checkpoint: weights, configuration and normalisation, and what going on needs."""
+
+
+def train_worker(plan: dict[str, Any]) -> None:
+    """Train on this worker's share of the feed, from the newest checkpoint of the run if there is one.
+
+    Args:
+        plan: Plain values: size, epochs, global_batch, num_samples (per epoch), peak_learning_rate, warmup_fraction,
+            weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads.
+    """
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if plan["threads"]:
+        torch.set_num_threads(plan["threads"])
+    torch.manual_seed(plan["step"]["seed"])
+    normalisation = Normalisation.from_dict(plan["normalisation"])
+    pretraining = CromaPretraining(CONFIGS[plan["size"]])
+    model = prepare_model(pretraining)
+    optimizer = build_optimizer(pretraining, weight_decay=plan["weight_decay"])
+    first_epoch, samples_seen = _resume(pretraining, optimizer)
+    if first_epoch and rank == 0:
+        log.info("going on after epoch %d, %d samples seen", first_epoch, samples_seen)
+    total = plan["epochs"] * plan["num_samples"]
+    step_settings = StepSettings(**plan["step"])
+    model.train()
+    steps: list[dict[str, float]] = []
+    for epoch in range(first_epoch, plan["epochs"]):
+        for batch, waited_s in _batches(plan["global_batch"] // world):
+            start = time.monotonic()
+            rate = learning_rate(
+                samples_seen,
+                peak=plan["peak_learning_rate"],
+                warmup_samples=int(plan["warmup_fraction"] * total),
+                total_samples=total,
+            )
+            values = train_step(
+                model,
+                batch,
+                optimizer,
+                normalisation=normalisation,
+                settings=step_settings,
+                epoch=epoch,
+                learning_rate=rate,
+            )
+            samples_seen += plan["global_batch"]
+            elapsed = time.monotonic() - start
+            steps.append({"samples": samples_seen, "epoch": epoch, "waited_s": waited_s, "step_s": elapsed, **values})
+        done = epoch + 1
+        if done % plan["report_every_epochs"] == 0 or done == plan["epochs"]:
+            state = {"optimizer": optimizer.state_dict(), "epochs_done": done, "samples_seen": samples_seen}
+            _report(pretraining, normalisation, state, steps, rank=rank, total=total)
+            steps = []
+
+
+def _batches(batch_size: int) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+    """This worker's batches of one epoch on its device, each with the seconds it was waited for."""
+    shard = ray.train.get_dataset_shard("train")
+    batches = iter(shard.iter_torch_batches(batch_size=batch_size, device=get_device(), drop_last=True))
+    while True:
+        start = time.monotonic()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        yield batch, time.monotonic() - start
+
+
+def _resume(pretraining: CromaPretraining, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Load the newest checkpoint of the run, if any: epochs done and samples seen."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0, 0
+    with checkpoint.as_directory() as folder, (Path(folder) / CHECKPOINT_FILE).open("rb") as file:
+        saved = load(file)
+    load_weights(pretraining, restore_pretraining(saved)[0].state_dict())
+    state = saved["training"]
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["epochs_done"]), int(state["samples_seen"])
+
+
+def _report(
+    pretraining: CromaPretraining,
+    normalisation: Normalisation,
+    state: dict[str, Any],
+    steps: list[dict[str, float]],
+    *,
+    rank: int,
+    total: int,
+) -> None:
+    """Report the steps since the last report, with a checkpoint; every worker takes part."""
+    metrics = {"steps": steps, "epochs_done": state["epochs_done"], "samples_seen": state["samples_seen"], "total": total}
+    name = f"epoch-{state['epochs_done']:05d}"
+    if rank:
+        ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=name)
+        return
+    with tempfile.TemporaryDirectory(prefix="twinlook-") as folder:
+        with (Path(folder) / CHECKPOINT_FILE).open("wb") as file:
+            save(to_checkpoint(pretraining, normalisation, training=state), file)
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+
+
