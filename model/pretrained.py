@@ -1,0 +1,135 @@
+"""Weights with everything needed to use them: configuration, normalisation and, where training goes on, its state.
+
+A checkpoint is a dict of plain values and tensors, read with ``weights_only=True``: it can hold no code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Final
+
+import torch
+from torch import Tensor, nn
+
+from model.croma import Croma, CromaConfig, CromaPretraining, Objective
+from model.normalisation import Normalisation
+
+FORMAT: Final = "twinlook-croma"
+VERSION: Final = 1
+
+_PRETRAINING_PREFIX: Final = "croma."
+
+
+def to_checkpoint(
+    model: Croma | CromaPretraining, normalisation: Normalisation, *, training: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Collect what a file of weights holds; tensors are shared with the model, not copied.
+
+    Args:
+        model: Unwrapped. Of a CromaPretraining the encoders go under ``model``, the rest under ``pretraining``.
+        normalisation: Means and σ the model was trained with.
+        training: What a resumed run needs, plain values and tensors, such as the optimizer's state and samples seen.
+    """
+    checkpoint: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dataclasses.asdict(model.config),
+        "normalisation": normalisation.to_dict(),
+        "training": dict(training or {}),
+    }
+    if isinstance(model, Croma):
+        return checkpoint | {"model": model.state_dict(), "objective": None, "pretraining": None}
+    rest = {key: value for key, value in model.state_dict().items() if not key.startswith(_PRETRAINING_PREFIX)}
+    objective = dataclasses.asdict(model.objective)
+    return checkpoint | {"model": model.croma.state_dict(), "objective": objective, "pretraining": rest}
+
+
+def save(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint made by `to_checkpoint`."""
+    torch.save(dict(checkpoint), file)
+
+
+def load(file: BinaryIO) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        ValueError: When the file is none, or of another format or version.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"not a checkpoint of tensors and plain values: {reason}") from error
+    found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+    if found != FORMAT:
+        raise ValueError(f"not a {FORMAT} checkpoint: its format is {found!r}")
+    if checkpoint.get("version") != VERSION:
+        raise ValueError(f"checkpoint version {checkpoint.get('version')!r} is not {VERSION}, which this code reads")
+    return checkpoint
+
+
+def restore(checkpoint: Mapping[str, Any]) -> tuple[Croma, Normalisation]:
+    """The encoders of a checkpoint, in evaluation mode, and their normalisation; ValueError where keys differ."""
+    croma = Croma(_config(checkpoint))
+    load_weights(croma, checkpoint["model"])
+    return croma.eval(), Normalisation.from_dict(checkpoint["normalisation"])
+
+
+def restore_pretraining(checkpoint: Mapping[str, Any]) -> tuple[CromaPretraining, Normalisation]:
+    """The whole pretraining model of a checkpoint; raises ValueError where there are only encoders or keys differ."""
+    if checkpoint["pretraining"] is None:
+        raise ValueError("this checkpoint holds the encoders alone: pretraining cannot go on from it")
+    model = CromaPretraining(_config(checkpoint), Objective(**checkpoint["objective"]))
+    encoders = {_PRETRAINING_PREFIX + key: value for key, value in checkpoint["model"].items()}
+    load_weights(model, {**encoders, **checkpoint["pretraining"]})
+    return model, Normalisation.from_dict(checkpoint["normalisation"])
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a model.
+
+    Raises:
+        ValueError: Naming the first keys that are missing, not expected, or of another shape.
+    """
+    expected = model.state_dict()
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected.keys() & weights.keys()
+        if weights[key].shape != expected[key].shape
+    ]
+    problems = {
+        "missing": expected.keys() - weights.keys(),
+        "not expected": weights.keys() - expected.keys(),
+        "of another shape": shapes,
+    }
+    if any(problems.values()):
+        parts = [f"{len(keys)} {what}: {_first(keys)}" for what, keys in problems.items() if keys]
+        raise ValueError(f"weights do not fit the model: {'; '.join(parts)}")
+    model.load_state_dict(weights)
+
+
+def model_hash(model: Croma | CromaPretraining, normalisation: Normalisation) -> str:
+    """Sha-256 of what decides an embedding: encoder weights, their sizes, the normalisation; the same on any device."""
+    croma = model if isinstance(model, Croma) else model.croma
+    sizes = {key: value for key, value in dataclasses.asdict(croma.config).items() if not key.startswith("decoder")}
+    digest = hashlib.sha256(json.dumps([sizes, normalisation.to_dict()], sort_keys=True).encode())
+    for name, tensor in sorted(croma.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _config(checkpoint: Mapping[str, Any]) -> CromaConfig:
+    try:
+        return CromaConfig(**checkpoint["config"])
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's configuration does not fit: {error}") from error
+
+
+def _first(keys: Any) -> str:
+    ordered = sorted(keys)
+    return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")
