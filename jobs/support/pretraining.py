@@ -58,7 +58,7 @@ class LossFile(UserCallback):
         if not steps:
             return
         first = metrics[0]
-        Objects.at(self.url).put_json(f"losses/{int(first['samples_seen']):012d}.json", steps)
+        Objects.at(self.url).put_json(f"losses/{int(first['samples_seen']):012d}.json", {"steps": steps})
         mean = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
         waited = mean["waited_s"] / (mean["waited_s"] + mean["step_s"])
         logging.getLogger("pretrain").info(
@@ -144,7 +144,7 @@ def export_model(checkpoint: Checkpoint | None, out: Objects) -> str:
 
 def read_losses(out: Objects) -> list[dict[str, float]]:
     """Every step's averages so far, in order of samples seen."""
-    return [step for path in out.list("losses") for step in out.get_json(path)]
+    return [step for path in out.list("losses") for step in out.get_json(path)["steps"]]
 
 
 def _normalisation(plan: TrainingPlan) -> Normalisation:
@@ -166,9 +166,13 @@ def pooled_statistics(chips: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _epochs_done(out: Objects) -> int:
-    """Epochs in the newest checkpoint that Ray Train would resume from."""
-    names = [name for name in out.folders(_RUN_NAME) if name.startswith("epoch-")]
-    return max((int(name.removeprefix("epoch-")) for name in names), default=0)
+    """Epochs in the newest checkpoint that Ray Train knows, which is the one that it resumes from."""
+    try:
+        snapshot = out.get_json(f"{_RUN_NAME}/checkpoint_manager_snapshot.json")
+    except FileNotFoundError:
+        return 0
+    newest = snapshot.get("latest_checkpoint_result")
+    return int(newest["checkpoint_dir_name"].removeprefix("epoch-")) if newest else 0
 
 
 def _quiet_data() -> None:
