@@ -83,6 +83,17 @@ class Objects:
         with _plain_errors(self._name(path), "read"):
             return bytes(obstore.get(self._store(), path).bytes())
 
+    def get_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Parts of an object, as (start, end) in bytes; near ones share a request."""
+        starts, ends = zip(*ranges, strict=True)
+        with _plain_errors(self._name(path), "read"):
+            return [bytes(part) for part in obstore.get_ranges(self._store(), path, starts=starts, ends=ends)]
+
+    def size(self, path: str) -> int:
+        """Bytes of an object."""
+        with _plain_errors(self._name(path), "look up"):
+            return int(obstore.head(self._store(), path)["size"])
+
     def put(self, path: str, data: bytes, *, create: bool = False) -> None:
         """Write an object whole: readers see the old one or the new one, also if this process is killed.
 

@@ -61,16 +61,24 @@ def join_chunks(chunks: Mapping[int, bytes], num_chunks: int) -> bytes:
     return b"".join([*(chunks[place] for place in sorted(chunks)), encoded, crc])
 
 
+def index_bytes(num_chunks: int) -> int:
+    """Length of the index at a shard's end, with its checksum."""
+    return num_chunks * 16 + _CRC_BYTES
+
+
 def read_index(shard: bytes | memoryview, num_chunks: int) -> NDArray[np.uint64]:
     """(place, 2): offset and length in bytes of every chunk, `ABSENT` for holes.
+
+    Args:
+        shard: The object, or its last `index_bytes`.
+        num_chunks: Places in the shard.
 
     Raises:
         ValueError: The bytes are not a shard of so many chunks, or were damaged.
     """
-    num_bytes = num_chunks * 16
-    encoded = bytes(shard[-(num_bytes + _CRC_BYTES) : -_CRC_BYTES])
+    encoded = bytes(shard[-index_bytes(num_chunks) : -_CRC_BYTES])
     crc = int.from_bytes(shard[-_CRC_BYTES:], "little")
-    if len(encoded) != num_bytes or google_crc32c.value(encoded) != crc:
+    if len(encoded) + _CRC_BYTES != index_bytes(num_chunks) or google_crc32c.value(encoded) != crc:
         raise ValueError(f"shard of {len(shard)} bytes: its index is damaged")
     return np.frombuffer(encoded, dtype="<u8").reshape(num_chunks, 2)
 

@@ -6,23 +6,35 @@ Nothing here knows which rows hold chips: that is the chip table's, see `pipelin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from pipeline.canonical import differences
 from pipeline.layout import LAYOUT_VERSION, Layout
 from pipeline.objects import Objects, concurrently
-from pipeline.shards import ABSENT, decode_chunk, encode_chunk, join_chunks, read_index, zarr_compressors
+from pipeline.shards import (
+    ABSENT,
+    decode_chunk,
+    encode_chunk,
+    index_bytes,
+    join_chunks,
+    read_index,
+    zarr_compressors,
+)
 from pipeline.types import ChipArrays
 
 __all__ = ["LAYOUT_VERSION", "Layout", "ShardReader", "Store", "StoreError", "chip_hash"]
 
 _METADATA = "zarr.json"
 _KEY = "twinlook"
+
+_FEW_CHIPS = 1 / 8
+"""Up to this share of a shard its chunks are read one by one, above it the whole object at once."""
 
 
 class StoreError(ValueError):
@@ -159,32 +171,45 @@ class Store:
 
 
 class ShardReader:
-    """The chips of one shard: every object read once, every chunk decoded when it is asked for."""
+    """Some chips of one shard: every object read once, every chunk decoded when it is asked for."""
 
-    def __init__(self, store: Store, shard: int, arrays: Iterable[str]) -> None:
+    def __init__(self, store: Store, shard: int, arrays: Iterable[str], rows: Sequence[int]) -> None:
         self._store = store
-        self._first_row = store.rows_of(shard).start
         self._specs = {name: store.layout.arrays()[name] for name in arrays}
-        objects = concurrently(lambda name: store.objects.get(store.shard_key(name, shard)), self._specs)
-        self._shards = {name: memoryview(data) for name, data in zip(self._specs, objects, strict=True)}
-        self._indices = {name: read_index(data, store.layout.shard_chips) for name, data in self._shards.items()}
+        first_row = store.rows_of(shard).start
+        places = [row - first_row for row in rows]
+        fetched = concurrently(lambda name: self._fetch(store.shard_key(name, shard), places), self._specs)
+        self._chunks = dict(zip(self._specs, (dict(zip(rows, chunks, strict=True)) for chunks in fetched), strict=True))
 
-    def read(self, row: int, scratch: ChipArrays) -> None:
-        """Decode one chip into arrays of its shapes, see `scratch`.
-
-        Raises:
-            StoreError: The row is a hole.
-        """
+    def read(self, row: int, out: ChipArrays) -> None:
+        """Decode one chip into arrays of its shapes, see `scratch`."""
         for name, spec in self._specs.items():
-            offset, length = self._indices[name][row - self._first_row]
-            if offset == ABSENT:
-                raise StoreError(f"{self._store.url}: row {row} holds no chip in {name}")
-            chunk = self._shards[name][int(offset) : int(offset + length)]
-            decode_chunk(chunk, codec=self._store.layout.codec, dtype=spec.dtype, out=scratch[name])
+            chunk = self._chunks[name][row]
+            decode_chunk(chunk, codec=self._store.layout.codec, dtype=spec.dtype, out=out[name])
 
     def scratch(self) -> ChipArrays:
         """Arrays to decode into, to be used again and again."""
         return {name: np.empty(spec.shape, spec.dtype) for name, spec in self._specs.items()}
+
+    def _fetch(self, key: str, places: list[int]) -> list[memoryview]:
+        """The encoded chunks at some places of one shard object."""
+        objects, num_chunks = self._store.objects, self._store.layout.shard_chips
+        try:
+            if len(places) > num_chunks * _FEW_CHIPS:
+                shard = memoryview(objects.get(key))
+                return [shard[start:end] for start, end in self._ranges(key, read_index(shard, num_chunks), places)]
+            size = objects.size(key)
+            tail = objects.get_ranges(key, [(size - index_bytes(num_chunks), size)])[0]
+            ranges = self._ranges(key, read_index(tail, num_chunks), places)
+            return [memoryview(chunk) for chunk in objects.get_ranges(key, ranges)]
+        except FileNotFoundError as error:
+            raise StoreError(f"{self._store.url}: {key} is missing, but the chip table has chips in it") from error
+
+    def _ranges(self, key: str, index: NDArray[np.uint64], places: list[int]) -> list[tuple[int, int]]:
+        holes = [place for place in places if index[place, 0] == ABSENT]
+        if holes:
+            raise StoreError(f"{self._store.url}: {key} has no chip at places {holes}")
+        return [(int(start), int(start + length)) for start, length in index[places]]
 
 
 def chip_hash(chip: ChipArrays) -> str:

@@ -155,15 +155,17 @@ class Version:
         failed = [chip_table.FAILED in table["status"].to_pylist() for table in tables]
         return {shard for shard, any_failed in zip(there, failed, strict=True) if not any_failed}
 
-    def chips(self) -> pa.Table:
+    def chips(self, *, columns: Sequence[str] | None = None) -> pa.Table:
         """This version's chip table, ascending by row; while building, of the shards that are done."""
         if self.state == "sealed":
-            return self.objects.get_table("chips.parquet")
-        return self._parts()
+            return self.objects.get_table("chips.parquet", columns=columns)
+        chips = self._parts()
+        return chips if columns is None else chips.select([*columns])
 
-    def all_chips(self) -> pa.Table:
+    def all_chips(self, *, columns: Sequence[str] | None = None) -> pa.Table:
         """What a reader of this version sees: its own chips and those of all versions before it."""
-        return chip_table.concatenate(Version(self.url, number + 1).chips() for number in range(self.number))
+        versions = [Version(self.url, number + 1) for number in range(self.number)]
+        return chip_table.concatenate(version.chips(columns=columns) for version in versions)
 
     def seal(self) -> dict[str, Any]:
         """Publish: from here on nothing of this version is written again. Sealing twice does nothing.

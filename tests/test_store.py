@@ -101,7 +101,7 @@ def test_every_reader_finds_what_was_written(tmp_path: Path, codec: str) -> None
         assert_same_chip(store.read_chip(row), chip)
         assert_same_chip({name: np.asarray(group[name][row]) for name in chip}, chip)
         assert_same_chip({name: dataset[name][row].to_numpy() for name in chip}, chip)
-        reader = ShardReader(store, row // 4, layout.arrays())
+        reader = ShardReader(store, row // 4, layout.arrays(), [row])
         scratch = reader.scratch()
         reader.read(row, scratch)
         assert_same_chip(scratch, chip)
@@ -143,15 +143,29 @@ def test_rows_that_were_not_given_take_no_space(store: Store) -> None:
         assert [bool(offset != ABSENT) for offset, _ in index] == [True, False, True, False]
         encoded = sum(len(encode_chunk(chip[name], codec="lz4")) for chip in chips.values())
         assert len(data) == encoded + 4 * 16 + 4
-    reader = ShardReader(store, 0, ["b10"])
-    with pytest.raises(StoreError, match="row 1 holds no chip in b10"):
-        reader.read(1, reader.scratch())
+    with pytest.raises(StoreError, match=r"b10/c/0/0/0/0 has no chip at places \[1\]"):
+        ShardReader(store, 0, ["b10"], [0, 1])
+    with pytest.raises(StoreError, match="b10/c/1/0/0/0 is missing, but the chip table has chips in it"):
+        ShardReader(store, 1, ["b10"], [4])
 
 
 def test_a_chip_without_any_data_is_a_chip_and_no_hole(store: Store) -> None:
     dark = {name: np.full(spec.shape, spec.nodata, spec.dtype) for name, spec in LAYOUT.arrays().items()}
     store.write_shard(0, [(1, dark)])
     assert read_index(store.objects.get(store.shard_key("b60", 0)), 4)[1, 0] == 0
+
+
+@pytest.mark.parametrize("rows", [[16], [17, 21], list(range(16, 32))])
+def test_few_chips_of_a_shard_are_read_as_well_as_many(tmp_path: Path, rows: list[int]) -> None:
+    layout = replace(LAYOUT, shard_chips=16)
+    store = Store.create(str(tmp_path / "store"), layout)
+    store.resize(32)
+    store.write_shard(1, [(row, make_chip(row, layout)) for row in range(16, 32)])
+    reader = ShardReader(store, 1, layout.arrays(), rows)
+    scratch = reader.scratch()
+    for row in reversed(rows):
+        reader.read(row, scratch)
+        assert_same_chip(scratch, make_chip(row, layout))
 
 
 def test_a_shard_without_chips_is_no_object(store: Store) -> None:
