@@ -18,9 +18,10 @@ from jobs.support.job import JobError, connect, run_job
 from jobs.support.pretraining import TrainingPlan, export_model, fit, say_plan
 from jobs.support.run_record import recorded
 from jobs.support.settings import JobSettings
+from pipeline.canonical import differences
 from pipeline.feed import Feed, num_samples
 from pipeline.objects import Objects
-from pipeline.store import Store, differences
+from pipeline.store import Store
 from pipeline.versions import Version, latest_sealed
 
 log = logging.getLogger("pretrain")
@@ -124,7 +125,7 @@ def main(settings: Pretrain) -> None:
         with record.stage("export"):
             digest = export_model(result.checkpoint, out)
         record.outputs["model"] = {"url": f"{settings.out.rstrip('/')}/model.pt", "sha256": digest}
-        record.results.update({k: v for k, v in (result.metrics or {}).items() if k != "steps"}, reused=False)
+        record.results.update(result.metrics or {}, reused=False)
         log.info("trained: %s/model.pt (%s)", settings.out.rstrip("/"), digest[:12])
 
 
@@ -145,12 +146,14 @@ def _plan(settings: Pretrain, version: Version) -> TrainingPlan:
             f"{version.name} has {samples} training samples, fewer than one global batch of {settings.global_batch}; "
             "lower global_batch, raise crops_per_chip, or build a larger dataset"
         )
-    return TrainingPlan(settings=settings.model_dump(), feed=feed, num_samples=samples // settings.global_batch * settings.global_batch)
+    whole = samples - samples % settings.global_batch
+    return TrainingPlan(settings=settings.model_dump(), feed=feed, num_samples=whole)
 
 
 def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
-    elsewhere = {"dry_run", "ray_address", "run_dir", "out", "num_workers", "use_gpu", "cpus_per_worker", "max_failures"}
+    how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints"}
+    elsewhere = {"dry_run", "ray_address", "run_dir", "out", *how}
     request: dict[str, Any] = {**settings.model_dump(mode="json", exclude=elsewhere), "version": version.number}
     try:
         out.put_json("request.json", request, create=True)

@@ -29,7 +29,7 @@ class JobError(Exception):
 
 def run_job(settings_class: type[J], main: Callable[[J], None]) -> None:
     """Parse the command line, run, and exit: 0 done, 1 refused or failed with a message, 2 wrong settings."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr()
     settings = parse(settings_class)
     try:
         main(settings)
@@ -42,6 +42,11 @@ def run_job(settings_class: type[J], main: Callable[[J], None]) -> None:
         raise SystemExit(130) from None
 
 
+def log_to_stderr() -> None:
+    """One line per message; for drivers, and for actors that speak for them."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+
+
 def connect(settings: JobSettings) -> None:
     """Join the cluster that the job was submitted to, the one of `ray_address`, or start a local one for this run."""
     if ray.is_initialized():
@@ -50,7 +55,8 @@ def connect(settings: JobSettings) -> None:
     if address:
         ray.init(address=address, logging_level=logging.WARNING)
     else:
-        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+        # Ray Train asks the dashboard's API how its own actors are, and complains every second where there is none.
+        ray.init(include_dashboard=True, dashboard_host="127.0.0.1", logging_level=logging.WARNING)
     resources = ray.cluster_resources()
     log.info("Ray %s: %g CPUs, %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
 

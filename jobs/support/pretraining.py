@@ -12,14 +12,14 @@ import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.support.training_loop import CHECKPOINT_FILE, train_worker
 from model import pretrained
 from model.normalisation import SSL4EO_S12, Normalisation, from_statistics
 from pipeline.chip_table import WRITTEN
-from pipeline.feed import ChipSource, Feed
+from pipeline.feed import Feed, training_samples
 from pipeline.objects import Objects
 from pipeline.versions import Version
 
@@ -41,41 +41,14 @@ class TrainingPlan:
     """Trained on in an epoch: a multiple of the global batch."""
 
 
-class LossFile(UserCallback):
-    """Write what the workers report to `losses/`, one file per report; the controller is the only writer."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
-    ) -> None:
-        """Average the steps over the workers; a file that a resumed run reports again is replaced by the same."""
-        steps = [
-            {name: float(np.mean([step[name] for step in same])) for name in same[0]}
-            for same in zip(*(m["steps"] for m in metrics), strict=True)
-        ]
-        if not steps:
-            return
-        first = metrics[0]
-        Objects.at(self.url).put_json(f"losses/{int(first['samples_seen']):012d}.json", {"steps": steps})
-        mean = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
-        waited = mean["waited_s"] / (mean["waited_s"] + mean["step_s"])
-        logging.getLogger("pretrain").info(
-            "epoch %d: loss %.4f (contrastive %.4f, optical %.4f, radar %.4f), match %.2f, %.0f of %.0f samples, waited %.0f %%",
-            first["epochs_done"], mean["loss"], mean["contrastive"], mean["reconstruction_optical"],
-            mean["reconstruction_radar"], mean["match_fraction"], first["samples_seen"], first["total"], 100 * waited,
-        )  # fmt: skip
-
-
 def say_plan(plan: TrainingPlan) -> None:
     """What will be trained, on the log."""
     settings = plan.settings
     steps = plan.num_samples // settings["global_batch"]
+    sizes = (plan.num_samples, settings["epochs"], steps, settings["global_batch"], settings["num_workers"])
     log.info(
-        "CROMA %s on %d samples per epoch, %d epochs of %d steps of %d samples on %d workers",
-        settings["size"], plan.num_samples, settings["epochs"], steps, settings["global_batch"], settings["num_workers"],
-    )  # fmt: skip
+        "CROMA %s on %d samples per epoch, %d epochs of %d steps of %d samples on %d workers", settings["size"], *sizes
+    )
 
 
 def fit(plan: TrainingPlan, out: Objects) -> Result:
@@ -89,13 +62,13 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
 
     def train_data() -> ray.data.Dataset:
         # Called at every start of the workers, so a resumed run plans its own epochs.
-        done = _epochs_done(out)
-        return ray.data.read_datasource(ChipSource(feed, start_epoch=done))
+        _quiet_data()
+        return training_samples(feed, start_epoch=_epochs_done(out))
 
-    _quiet_data()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
+            "losses_url": f"{out.url}/losses",
             "size": settings["size"],
             "epochs": settings["epochs"],
             "global_batch": settings["global_batch"],
@@ -123,7 +96,6 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             storage_path=out.url,
             failure_config=FailureConfig(max_failures=settings["max_failures"]),
             checkpoint_config=CheckpointConfig(num_to_keep=settings["keep_checkpoints"]),
-            callbacks=[LossFile(out.url)],
         ),
         datasets={"train": train_data},
     )

@@ -13,11 +13,14 @@ import ray.train
 import torch
 from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
+from torch import distributed
 
+from jobs.support.job import log_to_stderr
 from model.croma import CONFIGS, CromaPretraining
 from model.normalisation import Normalisation
 from model.pretrained import load, load_weights, restore_pretraining, save, to_checkpoint
 from model.training import StepSettings, build_optimizer, learning_rate, train_step
+from pipeline.objects import Objects
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ def train_worker(plan: dict[str, Any]) -> None:
 
     Args:
         plan: Plain values: size, epochs, global_batch, num_samples (per epoch), peak_learning_rate, warmup_fraction,
-            weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads.
+            weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads, losses_url.
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -71,8 +74,9 @@ def train_worker(plan: dict[str, Any]) -> None:
             steps.append({"samples": samples_seen, "epoch": epoch, "waited_s": waited_s, "step_s": elapsed, **values})
         done = epoch + 1
         if done % plan["report_every_epochs"] == 0 or done == plan["epochs"]:
+            means = _write_losses(plan["losses_url"], steps, rank=rank, total=total)
             state = {"optimizer": optimizer.state_dict(), "epochs_done": done, "samples_seen": samples_seen}
-            _report(pretraining, normalisation, state, steps, rank=rank, total=total)
+            _report(pretraining, normalisation, state, means, rank=rank)
             steps = []
 
 
@@ -106,20 +110,45 @@ def _report(
     pretraining: CromaPretraining,
     normalisation: Normalisation,
     state: dict[str, Any],
-    steps: list[dict[str, float]],
+    means: dict[str, float],
     *,
     rank: int,
-    total: int,
 ) -> None:
-    """Report the steps since the last report, with a checkpoint; every worker takes part."""
-    metrics = {"steps": steps, "epochs_done": state["epochs_done"], "samples_seen": state["samples_seen"], "total": total}
+    """Report the means since the last report, with a checkpoint; every worker takes part."""
     name = f"epoch-{state['epochs_done']:05d}"
     if rank:
-        ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=name)
+        ray.train.report(means, checkpoint=None, checkpoint_dir_name=name)
         return
     with tempfile.TemporaryDirectory(prefix="twinlook-") as folder:
         with (Path(folder) / CHECKPOINT_FILE).open("wb") as file:
             save(to_checkpoint(pretraining, normalisation, training=state), file)
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+        ray.train.report(means, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
+def _write_losses(url: str, steps: list[dict[str, float]], *, rank: int, total: int) -> dict[str, float]:
+    """Average steps over the ranks; rank 0 logs them and writes them to a file named by the samples seen.
+
+    A resumed run that comes by the same samples again replaces the file.
+
+    Returns:
+        Means over the steps.
+    """
+    names = list(steps[0])
+    values = torch.tensor([[step[name] for name in names] for step in steps], dtype=torch.float64)
+    if distributed.is_initialized():
+        values = values.to(get_device())
+        distributed.all_reduce(values)
+        values /= distributed.get_world_size()
+    averaged = [dict(zip(names, row, strict=True)) for row in values.tolist()]
+    means = {name: sum(step[name] for step in averaged) / len(averaged) for name in names}
+    if rank == 0:
+        seen = int(averaged[-1]["samples"])
+        Objects.at(url).put_json(f"{seen:012d}.json", {"steps": averaged})
+        log_to_stderr()
+        log.info(
+            "%d of %d samples: loss %.3f (contrastive %.3f, optical %.3f, radar %.3f), match %.2f, waited %.0f %%",
+            seen, total, means["loss"], means["contrastive"], means["reconstruction_optical"],
+            means["reconstruction_radar"], means["match_fraction"],
+            100 * means["waited_s"] / (means["waited_s"] + means["step_s"]),
+        )  # fmt: skip
+    return means

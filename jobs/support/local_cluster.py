@@ -1,0 +1,136 @@
+"""A Ray cluster of one node for the length of a ``with`` block, with token auth on and everything on loopback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from jobs.support.job import JobError
+
+log = logging.getLogger(__name__)
+
+_START_S = 90.0
+_STOP_S = 30.0
+_OBJECT_STORE_BYTES = 600_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCluster:
+    """A running head node."""
+
+    address: str
+    """Of its dashboard, which takes jobs."""
+
+    client: JobSubmissionClient
+
+    def run(self, name: str, entrypoint: str, *, working_dir: Path) -> None:
+        """Submit a job as ``ray job submit --working-dir`` does, pass its log on, and wait for its end.
+
+        Raises:
+            JobError: It did not succeed.
+        """
+        submission = self.client.submit_job(
+            entrypoint=entrypoint, runtime_env={"working_dir": str(working_dir)}, metadata={"name": name}
+        )
+        shown = 0
+        while True:
+            status = self.client.get_job_status(submission)
+            text = self.client.get_job_logs(submission)
+            end = len(text) if status.is_terminal() else text.rfind("\n") + 1
+            for line in text[shown:end].splitlines():
+                sys.stderr.write(f"  {name} | {line}\n")
+            shown = max(shown, end)
+            if status.is_terminal():
+                break
+            time.sleep(0.5)
+        if status != JobStatus.SUCCEEDED:
+            code = self.client.get_job_info(submission).driver_exit_code
+            raise JobError(f"{name} ended as {status.value} with exit code {code}; its log is above: {entrypoint}")
+
+
+@contextmanager
+def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
+    """Start a head node as ``ray start`` does, and stop it by its own process id.
+
+    Args:
+        num_cpus: CPUs that Ray hands out; more than the machine has lets workers that wait share a core.
+
+    Raises:
+        JobError: The head does not answer in time.
+    """
+    # Unix sockets under it must stay below 107 characters.
+    temp = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # private to this user, and short
+    dashboard = _free_port()
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Jobs are started with the head's own Python.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0", f"--num-cpus={num_cpus}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true",
+        f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
+        "--node-ip-address=127.0.0.1", f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--temp-dir={temp}",
+    ]  # fmt: skip
+    with (temp / "head.log").open("w") as output:
+        head = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    os.environ.update({name: environment[name] for name in before})
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        client = _wait_for(head, address, temp / "head.log")
+        log.info("Ray head of %d CPUs answers at %s", num_cpus, address)
+        yield LocalCluster(address=address, client=client)
+    finally:
+        _stop(head)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _wait_for(head: subprocess.Popen[bytes], address: str, output: Path) -> JobSubmissionClient:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and head.poll() is None:
+        with suppress(ConnectionError, RuntimeError):
+            client = JobSubmissionClient(address)
+            client.list_jobs()
+            return client
+        time.sleep(0.5)
+    raise JobError(f"the Ray head did not start: {output.read_text()[-2000:]}")
+
+
+def _stop(head: subprocess.Popen[bytes]) -> None:
+    """Let the head stop its own children; they end with it when it must be killed."""
+    head.send_signal(signal.SIGTERM)
+    try:
+        head.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        log.warning("the Ray head (pid %d) did not stop in %.0f s and is killed", head.pid, _STOP_S)
+        head.kill()
+        head.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
