@@ -1,0 +1,241 @@
+"""The feed: the store's pixels arrive in Ray Data as planned, each sample once per epoch."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from numpy.testing import assert_array_equal
+from sample_chips import make_chip
+
+from pipeline.chip_table import chip_table
+from pipeline.epochs import crop_windows, sample_order
+from pipeline.feed import Batch, ChipSource, Feed, cut_batches, num_samples, read_chips, training_samples
+from pipeline.layout import Layout
+from pipeline.store import Store, StoreError
+from pipeline.versions import Version, begin
+
+# Ray warns of its own settings whenever it copies them.
+pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context")
+
+LAYOUT = Layout(side_px=36, shard_chips=16, labels={"worldcover": {10: "trees"}})
+NUM_ROWS = 75
+CROP_PX = 24
+
+
+def status_of(row: int) -> str:
+    return {3: "failed", 7: "rejected"}.get(row % 11, "written")
+
+
+def split_of(row: int) -> str:
+    return "val" if row % 5 == 0 else "train"
+
+
+TRAIN_ROWS = [row for row in range(NUM_ROWS) if status_of(row) == "written" and split_of(row) == "train"]
+
+
+def write_version(url: str, number: int, rows: range, layout: Layout = LAYOUT) -> Version:
+    """A sealed version of random chips with holes."""
+    store = Store.create(url, layout)
+    version = begin(url, {"number": number}, number=number)
+    texts = {name: [f"{name}{row}" for row in rows] for name in ("cell", "pair", "unit")}
+    columns = {"row": list(rows), "shard": [row // layout.shard_chips for row in rows], **texts}
+    version.write_plan(pa.table({}), pa.table({}), [pa.table({**columns, "split": [split_of(row) for row in rows]})])
+    store.resize(rows.stop)
+    for shard in version.shards():
+        members = [row for row in rows if row in store.rows_of(shard)]
+        hashes = store.write_shard(
+            shard, [(row, make_chip(row, layout)) for row in members if status_of(row) == "written"]
+        )
+        proof = {"rejected": {"reason": "cloudy"}, "failed": {"error": "timed out"}}
+        version.write_part(
+            shard,
+            chip_table(
+                {
+                    **{name: f"{name}{row}" for name in texts},
+                    "row": row,
+                    "split": split_of(row),
+                    "status": status_of(row),
+                    **proof.get(status_of(row), {"sha256": hashes.get(row)}),
+                }
+                for row in members
+            ),
+        )
+    version.seal()
+    return version
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("feed") / "store")
+    write_version(url, 1, range(NUM_ROWS))
+    return url
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A small local Ray, as a job would find it."""
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    yield
+    ray.shutdown()
+
+
+def feed_of(url: str, **changes: Any) -> Feed:
+    return Feed(
+        **{"url": url, "version": 1, "crop_px": CROP_PX, "crops_per_chip": 3, "batch_size": 8, "window_chips": 24}
+        | changes
+    )
+
+
+def samples_of(batch: Batch) -> list[tuple[int, int]]:
+    return list(zip(batch["row"].tolist(), batch["k"].tolist(), strict=True))
+
+
+def planned(source: ChipSource, epoch: int) -> list[list[tuple[int, int]]]:
+    """Samples by batch, as the pure functions have them."""
+    order = source.feed.order
+    batches = []
+    for window in source.plan(epoch).windows:
+        samples = [(int(row), int(k)) for row, k in sample_order(window, order=order, epoch=epoch)]
+        batches += [samples[start : start + order.batch_size] for start in range(0, len(samples), order.batch_size)]
+    return batches
+
+
+def assert_pixels_are_the_stores(batch: Batch, store: Store, feed: Feed, epoch: int) -> None:
+    """Compare every sample with zarr-python's reading of its window."""
+    samples = np.column_stack([batch["row"], batch["k"]])
+    corners = crop_windows(samples, seed=feed.seed, epoch=epoch, side_px=store.layout.side_px, crop_px=feed.crop_px)
+    for index, (row, (y_px, x_px)) in enumerate(zip(batch["row"].tolist(), corners.tolist(), strict=True)):
+        window = store.read_window(row, y_px, x_px, feed.crop_px)
+        for name in batch.keys() - {"row", "k"}:
+            assert batch[name].dtype == window[name].dtype
+            assert_array_equal(batch[name][index], window[name])
+
+
+@pytest.mark.parametrize("codec", ["lz4", "none"])
+def test_crops_are_those_zarr_reads(tmp_path: Path, codec: str) -> None:
+    layout = Layout(side_px=36, shard_chips=16, codec=codec)
+    write_version(str(tmp_path / "store"), 1, range(NUM_ROWS), layout)
+    feed = feed_of(str(tmp_path / "store"))
+    store, source = Store.open(feed.url), ChipSource(feed)
+    got = []
+    for window in source.plan(0).windows:
+        for batch in cut_batches(store, window, feed=feed, epoch=0):
+            assert_pixels_are_the_stores(batch, store, feed, 0)
+            got.append(samples_of(batch))
+    assert got == planned(source, 0)
+
+
+def test_only_written_chips_of_the_split_are_fed(url: str) -> None:
+    assert ChipSource(feed_of(url)).rows.tolist() == TRAIN_ROWS
+    assert num_samples(feed_of(url)) == 3 * len(TRAIN_ROWS)
+    with pytest.raises(StoreError, match="version 1 holds no chips of split test"):
+        num_samples(feed_of(url, split="test"))
+
+
+def test_arrays_a_store_lacks_are_left_out(tmp_path: Path) -> None:
+    write_version(str(tmp_path / "store"), 1, range(20), Layout(side_px=36, shard_chips=16, has_optical=False))
+    feed = feed_of(str(tmp_path / "store"))
+    (window, *_) = ChipSource(feed).plan(0).windows
+    batch = next(cut_batches(Store.open(feed.url), window, feed=feed, epoch=0))
+    assert batch.keys() == {"radar", "row", "k"}
+    assert batch["radar"].shape == (8, 2, CROP_PX, CROP_PX)
+
+
+def test_a_later_version_feeds_the_earlier_ones_chips_too(tmp_path: Path) -> None:
+    where = str(tmp_path / "store")
+    write_version(where, 1, range(20))
+    write_version(where, 2, range(32, 40))
+    assert ChipSource(feed_of(where, version=1)).rows.max() < 20
+    both = ChipSource(feed_of(where, version=2)).rows
+    assert set(both.tolist()) == {row for row in TRAIN_ROWS if row < 20 or 32 <= row < 40}
+
+
+def test_a_crop_larger_than_the_chip_is_refused_before_anything_is_read(url: str) -> None:
+    with pytest.raises(ValueError, match="leaves a chip of 36 px"):
+        ChipSource(feed_of(url, crop_px=48))
+
+
+def test_a_source_travels_without_its_rows(url: str) -> None:
+    source = ChipSource(feed_of(url))
+    rows = source.rows.tolist()
+    assert "rows" not in source.__getstate__()
+    assert pickle.loads(pickle.dumps(source)).rows.tolist() == rows
+
+
+def test_every_execution_is_the_next_epoch_in_whole_batches(url: str, cluster: None) -> None:
+    feed = feed_of(url, multiple_of=40)
+    store, source = Store.open(url), ChipSource(feed)
+    dataset = training_samples(feed, start_epoch=5)
+    seen = []
+    for epoch in (5, 6):
+        batches: list[Batch] = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+        assert [samples_of(batch) for batch in batches] == planned(source, epoch)
+        assert {len(batch["row"]) for batch in batches} == {8}
+        assert sum(len(batch["row"]) for batch in batches) == num_samples(feed) // 40 * 40 < num_samples(feed)
+        assert_pixels_are_the_stores(batches[-1], store, feed, epoch)
+        seen.append({sample for batch in batches for sample in samples_of(batch)})
+    assert seen[0] != seen[1]
+    example = batches[0]
+    assert {name: (array.shape, array.dtype.name) for name, array in example.items()} == {
+        "b10": ((8, 4, 24, 24), "uint16"),
+        "b20": ((8, 6, 12, 12), "uint16"),
+        "b60": ((8, 2, 4, 4), "uint16"),
+        "radar": ((8, 2, 24, 24), "int16"),
+        "row": ((8,), "int64"),
+        "k": ((8,), "int32"),
+    }
+
+
+def test_ranks_get_equally_many_whole_batches_that_make_up_the_epoch(url: str, cluster: None) -> None:
+    feed = feed_of(url, multiple_of=16)
+    source = ChipSource(feed)
+
+    def consume(part: ray.data.DataIterator) -> list[list[list[tuple[int, int]]]]:
+        batches = (part.iter_batches(batch_size=8, batch_format="numpy") for _ in range(2))
+        return [[samples_of(batch) for batch in epoch] for epoch in batches]
+
+    with ThreadPoolExecutor(2) as pool:
+        ranks = list(pool.map(consume, training_samples(feed).streaming_split(2, equal=True)))
+    for epoch in (0, 1):
+        of_ranks = [epochs[epoch] for epochs in ranks]
+        assert len(of_ranks[0]) == len(of_ranks[1])
+        # The planned batches, unbroken.
+        assert sorted(of_ranks[0] + of_ranks[1]) == sorted(planned(source, epoch))
+
+
+def test_whole_chips_come_once_each_in_the_order_of_rows(url: str, cluster: None) -> None:
+    store = Store.open(url)
+    dataset = read_chips(url, arrays=("b10", "radar", "label_worldcover", "no such array"), batch_size=4)
+    batches: list[Batch] = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+    rows = np.concatenate([batch["row"] for batch in batches]).tolist()
+    assert rows == [row for row in range(NUM_ROWS) if status_of(row) == "written"]
+    assert {len(batch["row"]) for batch in batches[:-1]} == {4}
+    for batch in batches:
+        assert batch.keys() == {"b10", "radar", "label_worldcover", "row"}
+        for index, row in enumerate(batch["row"].tolist()):
+            chip = store.read_chip(row)
+            for name in batch.keys() - {"row"}:
+                assert_array_equal(batch[name][index], chip[name])
+
+
+def test_a_model_can_be_mapped_over_the_chips_of_a_split(url: str, cluster: None) -> None:
+    def brightness(batch: Batch) -> Batch:
+        return {"row": batch["row"], "mean": batch["b10"].mean(axis=(1, 2, 3))}
+
+    table = read_chips(url, split="val").map_batches(brightness, batch_size=None).to_pandas()
+    expected = [row for row in range(NUM_ROWS) if status_of(row) == "written" and split_of(row) == "val"]
+    assert sorted(table["row"]) == expected
+    store = Store.open(url)
+    for row, mean in zip(table["row"], table["mean"], strict=True):
+        assert mean == store.read_chip(row)["b10"].mean()
