@@ -175,6 +175,24 @@ def test_the_network_policy_covers_every_pod_and_opens_one_port_to_the_operator(
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
 
 
+def test_the_network_policys_rules_are_spelt_as_kubernetes_spells_them(
+    kinds: dict[str, Draft202012Validator],
+) -> None:
+    """KubeRay's definitions hold Kubernetes' own schema of such rules, for clusters that bring their policy along."""
+    cluster = kinds["RayCluster"].schema["properties"]["spec"]["properties"]
+    rules = cluster["networkPolicy"]["properties"]["workerGroups"]["items"]["properties"]
+    fields = {
+        "podSelector": rules["ingressRules"]["items"]["properties"]["from"]["items"]["properties"]["podSelector"],
+        "policyTypes": {"items": {"enum": ["Ingress", "Egress"]}},
+        "ingress": rules["ingressRules"],
+        "egress": rules["egressRules"],
+    }
+    validator = Draft202012Validator({"type": "object", "properties": fields, "additionalProperties": False})
+    _, policy = documents("access.yaml")
+    assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(policy["spec"])] == []
+    assert not validator.is_valid(with_value(policy["spec"], "ingress/0/from/0/podSelectors", {}))
+
+
 def test_secrets_come_by_reference_only() -> None:
     for name, pod in pods():
         for variable in pod["spec"]["containers"][0].get("env", []):
