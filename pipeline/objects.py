@@ -80,8 +80,12 @@ class Objects:
         Raises:
             FileNotFoundError: There is none.
         """
+        return bytes(self.view(path))
+
+    def view(self, path: str) -> memoryview:
+        """The whole object, as `get`, without a copy for Python; for large ones."""
         with _plain_errors(self._name(path), "read"):
-            return bytes(obstore.get(self._store(), path).bytes())
+            return memoryview(obstore.get(self._store(), path).bytes())
 
     def get_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         """Parts of an object, as (start, end) in bytes; near ones share a request."""

@@ -196,7 +196,7 @@ class ShardReader:
         objects, num_chunks = self._store.objects, self._store.layout.shard_chips
         try:
             if len(places) > num_chunks * _FEW_CHIPS:
-                shard = memoryview(objects.get(key))
+                shard = objects.view(key)
                 return [shard[start:end] for start, end in self._ranges(key, read_index(shard, num_chunks), places)]
             size = objects.size(key)
             tail = objects.get_ranges(key, [(size - index_bytes(num_chunks), size)])[0]
