@@ -98,11 +98,11 @@ def plan_epoch(rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder,
     rng = np.random.default_rng([order.seed, epoch, 0])
     kept, short_row, left_out = _leave_out(rows, num_left_over, order.crops_per_chip, rng)
     groups = list(_windows(kept[kept != short_row] if left_out else kept, shard_chips, order, rng))
-    if left_out:
-        groups[-1] = np.append(groups[-1], short_row)
     if len(groups) > 1 and len(groups[-1]) < order.batch_size:
         # Too few chips to keep the crops of one apart.
         groups[-2:] = [np.concatenate(groups[-2:])]
+    if left_out:
+        groups[-1] = np.append(groups[-1], short_row)
     windows = [Window(number=number, rows=np.sort(group)) for number, group in enumerate(groups)]
     if left_out:
         windows[-1] = Window(number=len(groups) - 1, rows=windows[-1].rows, short_row=short_row, left_out=left_out)
