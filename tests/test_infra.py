@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import re
 import shlex
@@ -221,12 +220,20 @@ def test_an_entrypoint_is_a_command_that_the_job_takes(name: str, capsys: pytest
     python, switch, module, *words = shlex.split(document(name)["spec"]["entrypoint"])
     assert (python, switch) == ("python", "-m")
     assert module == "jobs." + name.removeprefix("rayjob-").removesuffix(".yaml").replace("-", "_")
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not written yet")
     try:
         parse(settings_of(module), words)
     except SystemExit:
         pytest.fail(capsys.readouterr().err)
+
+
+def test_a_job_on_the_cluster_that_shrinks_to_nothing_says_what_machines_it_wants() -> None:
+    """Left to itself it would look at the cluster when it starts, and find neither GPUs nor CPUs."""
+    selected = [name for name in RAYJOBS if "clusterSelector" in document(name)["spec"]]
+    assert selected == ["rayjob-build-dataset.yaml", "rayjob-embed.yaml", "rayjob-evaluate.yaml"]
+    for name in selected[1:]:
+        words = document(name)["spec"]["entrypoint"].split()
+        assert "inference.use_gpu=true" in words, name
+        assert any(word.startswith("inference.num_actors=") for word in words), name
 
 
 def settings_of(module: str) -> type[JobSettings]:
