@@ -61,7 +61,7 @@ def load(file: BinaryIO) -> dict[str, Any]:
     """
     try:
         checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"not a checkpoint of tensors and plain values: {reason}") from error
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__

@@ -134,7 +134,9 @@ def test_both_sensors_are_turned_alike_and_as_numpy_turns() -> None:
     turned = torch.cat([each for each in prepare(batch, STATISTICS, keys=keys) if each is not None], dim=1)
     seen = set()
     for before, after in zip(plain.numpy(), turned.numpy(), strict=True):
-        symmetries = [np.rot90(flipped, quarter, (1, 2)) for flipped in (before, before[:, :, ::-1]) for quarter in range(4)]
+        symmetries = [
+            np.rot90(flipped, quarter, (1, 2)) for flipped in (before, before[:, :, ::-1]) for quarter in range(4)
+        ]
         matching = [index for index, each in enumerate(symmetries) if np.array_equal(each, after)]
         assert len(matching) == 1
         seen.add(matching[0])

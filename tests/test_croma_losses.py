@@ -1,0 +1,127 @@
+"""The objectives, on one process and over ranks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from model.croma import CromaConfig, CromaPretraining, Objective
+from model.losses import info_nce, num_ranks, patch_targets, reconstruction_loss
+from model.masking import draw_masks
+from model.randomness import sample_keys
+
+SMALL = CromaConfig(width=16, optical_depth=1, radar_depth=1, joint_depth=1, heads=2, decoder_width=16, decoder_heads=2)
+NUM_RANKS = 2
+BATCH = 6
+
+
+def test_info_nce_is_the_mean_of_both_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    optical, radar = (torch.randn(5, 8, generator=generator) for _ in range(2))
+    loss, match_fraction = info_nce(optical, radar, torch.tensor(1.5))
+    a, b = (each.numpy() / np.linalg.norm(each.numpy(), axis=1, keepdims=True) for each in (optical, radar))
+    similarity = math.exp(1.5) * a @ b.T
+    expected, matches = 0.0, 0
+    for scores in (similarity, similarity.T):
+        for row in range(5):
+            expected += (np.log(np.exp(scores[row]).sum()) - scores[row, row]) / 10
+            matches += int(scores[row].argmax() == row)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert match_fraction.item() == pytest.approx(matches / 10)
+
+
+def test_equal_features_cost_the_logarithm_of_the_batch_and_matching_ones_nothing() -> None:
+    loss, _ = info_nce(torch.ones(4, 3), torch.ones(4, 3), torch.tensor(2.0))
+    assert loss.item() == pytest.approx(math.log(4))
+    loss, match_fraction = info_nce(torch.eye(4), torch.eye(4), torch.tensor(4.0))
+    assert loss.item() < 1e-6
+    assert match_fraction == 1
+
+
+def test_no_process_group_means_one_rank() -> None:
+    assert num_ranks() == 1
+
+
+def test_detached_gathering_keeps_the_value_and_halves_the_gradient() -> None:
+    optical = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    radar = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    scale = torch.tensor(1.0)
+    gradients = []
+    values = []
+    for gathered_gradient in (True, False):
+        loss, _ = info_nce(optical, radar, scale, gathered_gradient=gathered_gradient)
+        values.append(loss)
+        gradients.append(torch.autograd.grad(loss, optical)[0])
+    assert torch.equal(*values)
+    assert gradients[1].norm() < 0.8 * gradients[0].norm()
+    assert functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.5
+
+
+def test_targets_share_one_mean_and_unbiased_variance_over_both_sensors() -> None:
+    patches = torch.rand(2, 3, 14 * 4, generator=torch.Generator().manual_seed(0))
+    expected = (patches.numpy() - patches.numpy().mean(-1, keepdims=True)) / np.sqrt(
+        patches.numpy().var(-1, ddof=1, keepdims=True) + 1e-6
+    )
+    np.testing.assert_allclose(patch_targets(patches).numpy(), expected, atol=1e-5)
+    assert patch_targets(torch.full((1, 1, 56), 0.5)).abs().max() == 0
+
+
+def test_reconstruction_counts_hidden_patches_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = (torch.randn(2, 5, 7, generator=generator) for _ in range(2))
+    hidden = torch.tensor([[True, False, True, False, False], [False, False, False, False, True]])
+    errors = (predicted - target).square()[hidden]
+    assert reconstruction_loss(predicted, target, hidden).item() == pytest.approx(errors.mean().item(), rel=1e-6)
+
+
+def whole_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.arange(BATCH)
+    return (
+        torch.rand(BATCH, 12, 32, 32, generator=generator),
+        torch.rand(BATCH, 2, 32, 32, generator=generator),
+        sample_keys(rows, torch.zeros_like(rows), seed=1, epoch=0),
+    )
+
+
+def new_model(*, gathered_gradient: bool = True) -> CromaPretraining:
+    torch.manual_seed(0)
+    return CromaPretraining(SMALL, Objective(gathered_gradient=gathered_gradient))
+
+
+def losses_and_gradients(model: torch.nn.Module, part: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Losses (5,) and gradients by name of one part of the batch."""
+    optical, radar, keys = (each[part] for each in whole_batch())
+    losses = model(optical, radar, draw_masks(keys, 16))
+    losses.total.backward()
+    named = getattr(model, "module", model).named_parameters()
+    return torch.stack([each.detach() for each in losses]), {name: each.grad for name, each in named}
+
+
+def run_rank(rank: int, folder: str, gathered_gradient: bool) -> None:
+    """What one process of several does; results go to files."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_RANKS)
+    share = BATCH // NUM_RANKS
+    model = DistributedDataParallel(new_model(gathered_gradient=gathered_gradient))
+    result = losses_and_gradients(model, slice(rank * share, (rank + 1) * share))
+    torch.save(result, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("gathered_gradient", [True, False])
+def test_two_ranks_learn_what_one_process_with_the_whole_batch_learns(tmp_path: Path, gathered_gradient: bool) -> None:
+    multiprocessing.spawn(run_rank, (str(tmp_path), gathered_gradient), nprocs=NUM_RANKS)
+    losses, gradients = losses_and_gradients(new_model(gathered_gradient=gathered_gradient), slice(None))
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(NUM_RANKS)]
+    torch.testing.assert_close(torch.stack([each for each, _ in ranks]).mean(dim=0), losses)
+    for _, of_rank in ranks:
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(of_rank[name], gradient, atol=1e-6, rtol=1e-4, msg=name)

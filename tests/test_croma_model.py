@@ -1,0 +1,303 @@
+"""CROMA's sizes, shapes, distances and masked encoding."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from model.alibi import distance_bias, grid_bias, patch_positions, slopes
+from model.croma import BASE, CONFIGS, LARGE, TINY, Croma, CromaConfig, CromaPretraining, Objective
+from model.decoder import sine_cosine_positions
+from model.layers import attend, patchify
+from model.masking import Masks, draw_masks
+from model.randomness import sample_keys
+
+SMALL = CromaConfig(width=32, optical_depth=2, radar_depth=1, joint_depth=2, heads=4, decoder_width=32, decoder_heads=4)
+CPU = torch.device("cpu")
+
+
+def random_model(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every parameter, LayerNorms and biases too, away from its trivial value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def images(height: int = 32, width: int = 32, samples: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.rand(samples, 12, height, width, generator=generator),
+        torch.rand(samples, 2, height, width, generator=generator),
+    )
+
+
+def masks_of(num_patches: int, samples: int = 3, fraction: float = 0.75) -> Masks:
+    rows = torch.arange(samples)
+    keys = sample_keys(rows, torch.zeros_like(rows), seed=0, epoch=0)
+    return draw_masks(keys, num_patches, mask_fraction=fraction)
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "encoders", "everything", "parts"),
+    [
+        (BASE, 194_365_440, 199_667_585, (42_614_016, 85_618_944, 56_684_544, 4_723_968)),
+        (LARGE, 672_557_056, 678_908_289, (151_251_968, 303_025_152, 201_488_384, 8_395_776)),
+    ],
+)
+def test_parameters_are_as_many_as_in_the_reference(
+    config: CromaConfig, encoders: int, everything: int, parts: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        model = CromaPretraining(config)
+    croma = model.croma
+    assert count(croma) == encoders
+    assert (count(croma.radar_encoder), count(croma.optical_encoder)) == parts[:2]
+    assert (count(croma.joint_encoder), count(croma.radar_head), count(croma.optical_head)) == (*parts[2:], parts[3])
+    # The reference counts its fixed position table of 15 x 15 patches; ours is computed for any grid.
+    assert count(model) + 225 * config.decoder_width == everything
+
+
+def test_tiny_is_as_agreed() -> None:
+    assert CONFIGS["tiny"] is TINY
+    assert (TINY.width, TINY.optical_depth, TINY.radar_depth, TINY.joint_depth) == (192, 4, 2, 2)
+    assert (TINY.heads, TINY.decoder_width, TINY.patch_px) == (8, 128, 8)
+
+
+@pytest.mark.parametrize("field", ["width", "heads", "optical_depth", "patch_px"])
+def test_sizes_below_one_are_refused(field: str) -> None:
+    values = {"width": 32, "optical_depth": 1, "radar_depth": 1, "joint_depth": 1, "heads": 4, "patch_px": 8}
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+        CromaConfig(**(values | {field: 0}))
+
+
+def test_a_width_that_heads_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="width=30 is not a multiple of heads=4"):
+        CromaConfig(width=30, optical_depth=1, radar_depth=1, joint_depth=1, heads=4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 40), (48, 16)])
+def test_any_multiple_of_the_patch_is_encoded(height: int, width: int) -> None:
+    croma = Croma(SMALL)
+    outputs = croma(*images(height, width))
+    patches = (height // 8) * (width // 8)
+    for name in ("radar", "optical", "joint"):
+        assert outputs[f"{name}_encodings"].shape == (3, patches, 32)
+        assert outputs[f"{name}_embedding"].shape == (3, 32)
+
+
+def test_each_sensor_alone_gives_what_it_gives_with_the_other() -> None:
+    croma = random_model(Croma(SMALL))
+    optical, radar = images()
+    both = croma(optical, radar)
+    for alone in (croma(optical, None), croma(None, radar)):
+        assert len(alone) == 2
+        for name, value in alone.items():
+            torch.testing.assert_close(value, both[name])
+    names = [f"{sensor}_{kind}" for sensor in ("radar", "optical", "joint") for kind in ("encodings", "embedding")]
+    assert list(both) == names
+
+
+@pytest.mark.parametrize(
+    ("optical", "radar", "named"),
+    [
+        (None, None, "neither"),
+        ((1, 13, 32, 32), None, r"optical must be \(B, 12, H, W\), got \(1, 13, 32, 32\)"),
+        (None, (2, 32, 32), "radar must be"),
+        ((1, 12, 32, 32), (1, 2, 32, 24), "of one size"),
+        (None, (1, 2, 30, 32), "30 x 32 px is not a multiple of the patch, 8 px"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(
+    optical: tuple[int, ...] | None, radar: tuple[int, ...] | None, named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        Croma(SMALL)(*(None if shape is None else torch.zeros(shape) for shape in (optical, radar)))
+
+
+def test_patches_run_row_by_row_with_the_channel_slowest() -> None:
+    image = torch.arange(2 * 3 * 16 * 24.0).view(2, 3, 16, 24)
+    patches = patchify(image, 8)
+    for sample, row, column, channel, y, x in itertools.product(range(2), range(2), range(3), range(3), (0, 7), (0, 5)):
+        expected = image[sample, channel, row * 8 + y, column * 8 + x]
+        assert patches[sample, row * 3 + column, channel * 64 + y * 8 + x] == expected
+    kept = torch.tensor([[5, 0], [1, 2]])
+    assert torch.equal(patchify(image, 8, kept), torch.stack([patches[0, kept[0]], patches[1, kept[1]]]))
+
+
+def test_the_bias_is_minus_slope_times_distance() -> None:
+    rows, columns, heads = 3, 5, 4
+    bias = grid_bias(rows, columns, heads, CPU)
+    assert bias.shape == (1, heads, 15, 15)
+    assert bias.dtype == torch.float32
+    for head, i, j in itertools.product(range(heads), range(15), range(15)):
+        distance = math.hypot(i // columns - j // columns, i % columns - j % columns)
+        assert bias[0, head, i, j] == pytest.approx(-(2 ** (-8 * (head + 1) / heads)) * distance, rel=1e-6, abs=1e-9)
+
+
+def test_slopes_follow_the_alibi_rule_for_any_number_of_heads() -> None:
+    assert slopes(16)[:3] == pytest.approx((2**-0.5, 0.5, 2**-1.5))
+    assert slopes(16)[-1] == 2**-8
+    assert slopes(12) == pytest.approx((*slopes(8), *slopes(16)[0::2][:4]))
+    for heads in range(1, 33):
+        assert len(slopes(heads)) == len(set(slopes(heads))) == heads
+
+
+def test_the_bias_of_kept_patches_is_gathered_from_the_whole() -> None:
+    whole = grid_bias(4, 6, 8, CPU)[0]
+    positions = patch_positions(4, 6)
+    queries, keys = masks_of(24)
+    bias = distance_bias(positions[queries], positions[keys], 8)
+    for sample in range(3):
+        torch.testing.assert_close(bias[sample], whole[:, queries[sample]][:, :, keys[sample]])
+
+
+def test_the_bias_is_cached_and_usable_for_training_after_inference() -> None:
+    croma = Croma(SMALL)
+    with torch.inference_mode():
+        croma(*images(40, 56))
+    assert grid_bias(5, 7, 4, CPU) is grid_bias(5, 7, 4, CPU)
+    sum(output.sum() for output in croma(*images(40, 56)).values()).backward()
+    assert not any("bias" in name and "alibi" in name for name in croma.state_dict())
+    assert len(list(croma.buffers())) == 0
+
+
+def test_attention_is_softmax_of_scaled_products_plus_bias() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 12, generator=generator) for n in (5, 7, 7))
+    bias = torch.randn(2, 3, 5, 7, generator=generator)
+    for given_bias in (bias, None):
+        expected = torch.empty(2, 5, 12)
+        for sample, head in itertools.product(range(2), range(3)):
+            part = slice(4 * head, 4 * head + 4)
+            logits = q[sample, :, part] @ k[sample, :, part].T / 2
+            logits = logits if given_bias is None else logits + given_bias[sample, head]
+            expected[sample, :, part] = logits.softmax(dim=-1) @ v[sample, :, part]
+        torch.testing.assert_close(attend(q, k, v, given_bias, 3), expected)
+
+
+def test_an_embedding_sees_distances_between_patches_not_their_places() -> None:
+    croma = random_model(Croma(SMALL))
+    # Every row of patches is alike inside, so that mirroring and shuffling move whole patches.
+    sensors = [image[..., :1].expand(-1, -1, 32, 8) for image in images()]
+    striped = [image * torch.arange(1.0, 5.0).repeat_interleave(8)[:, None] / 4 for image in sensors]
+    shuffled = [image.unflatten(2, (4, 8))[:, :, [2, 0, 3, 1]].flatten(2, 3) for image in striped]
+    mirrored = [image.unflatten(2, (4, 8)).flip(2).flatten(2, 3) for image in striped]
+    for name in ("radar_embedding", "optical_embedding", "joint_embedding"):
+        original = croma(*striped)[name]
+        torch.testing.assert_close(croma(*mirrored)[name], original, atol=2e-5, rtol=1e-4)
+        assert (croma(*shuffled)[name] - original).abs().max() > 1e-3
+
+
+def test_with_all_patches_visible_pretraining_encodes_as_inference_does() -> None:
+    model = random_model(CromaPretraining(SMALL))
+    optical, radar = images()
+    everything = torch.arange(16).expand(3, -1)
+    seen: list[torch.Tensor] = []
+    handle = model.croma.joint_encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    model(optical, radar, Masks(everything, everything))
+    handle.remove()
+    torch.testing.assert_close(seen[0], model.croma(optical, radar)["joint_encodings"], atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_pixels_do_not_reach_the_encoders() -> None:
+    model = random_model(CromaPretraining(SMALL))
+    optical, radar = images()
+    masks = masks_of(16)
+    changed = []
+    for image, kept in ((optical, masks.optical), (radar, masks.radar)):
+        visible = torch.zeros(3, 16).scatter(1, kept, 1.0).view(3, 1, 4, 4)
+        visible = visible.repeat_interleave(8, -1).repeat_interleave(8, -2)
+        changed.append(torch.where(visible.bool(), image, image.square()))
+    before, after = model(optical, radar, masks), model(*changed, masks)
+    torch.testing.assert_close(before.contrastive, after.contrastive)
+    assert (before.total - after.total).abs() > 1e-3
+    assert (before.contrastive - model(*(image.square() for image in (optical, radar)), masks).contrastive).abs() > 1e-4
+
+
+def test_the_order_of_kept_patches_does_not_matter() -> None:
+    model = random_model(CromaPretraining(SMALL))
+    masks = masks_of(16)
+    shuffled = Masks(masks.optical.flip(1), masks.radar.roll(1, 1))
+    for one, other in zip(model(*images(), masks), model(*images(), shuffled), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_reference_cross_bias_is_a_named_option_that_differs_only_under_unequal_masks() -> None:
+    ours = random_model(CromaPretraining(SMALL))
+    theirs = CromaPretraining(SMALL, Objective(joint_self_bias="cross")).eval()
+    theirs.load_state_dict(ours.state_dict())
+    masks = masks_of(16)
+    shared = Masks(masks.radar, masks.radar)
+    assert torch.equal(ours(*images(), shared).total, theirs(*images(), shared).total)
+    unequal = (ours(*images(), masks).total - theirs(*images(), masks).total).abs()
+    assert unequal > 1e-6
+
+
+def test_decoder_positions_are_those_of_masked_autoencoders() -> None:
+    rows, columns, width = 3, 4, 16
+    table = sine_cosine_positions(rows, columns, width, CPU)
+    for row, column in itertools.product(range(rows), range(columns)):
+        expected = []
+        for coordinate in (column, row):
+            angles = [coordinate / 10000 ** (index / (width / 4)) for index in range(width // 4)]
+            expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+        np.testing.assert_allclose(table[row * columns + column].numpy(), expected, atol=1e-6)
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.integers(1, 5), columns=st.integers(2, 5), fraction=st.floats(0.2, 0.8))
+def test_pretraining_takes_any_grid_and_reaches_every_parameter(rows: int, columns: int, fraction: float) -> None:
+    num_patches = rows * columns
+    if not 0 < int(num_patches * (1 - fraction)) < num_patches:
+        return
+    model = random_model(CromaPretraining(SMALL)).train()
+    losses = model(*images(8 * rows, 8 * columns), masks_of(num_patches, fraction=fraction))
+    losses.total.backward()
+    expected = losses.contrastive + losses.reconstruction_optical + losses.reconstruction_radar
+    torch.testing.assert_close(losses.total, expected)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_initial_weights_follow_the_reference() -> None:
+    torch.manual_seed(0)
+    model = CromaPretraining(TINY)
+    assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    assert model.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
+    weight = model.croma.optical_encoder.patch_embedding.weight
+    assert weight.abs().max().item() == pytest.approx(768**-0.5, rel=0.01)
+    assert weight.std().item() == pytest.approx(768**-0.5 / 3**0.5, rel=0.02)
+    assert (model.croma.radar_encoder.norm.weight == 1).all()
+
+
+def test_one_seed_gives_one_model() -> None:
+    first, second = (torch.manual_seed(7) and CromaPretraining(SMALL) for _ in range(2))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bfloat16_autocast_stays_close_to_float32() -> None:
+    model = random_model(CromaPretraining(SMALL))
+    masks = masks_of(16)
+    exact = model(*images(), masks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(*images(), masks)
+        outputs = model.croma(*images())
+    for one, other in zip(exact[1:4], rounded[1:4], strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
+    embedding = model.croma(*images())["joint_embedding"]
+    assert functional.cosine_similarity(embedding, outputs["joint_embedding"].float()).min() > 0.999

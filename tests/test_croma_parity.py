@@ -1,0 +1,186 @@
+"""Outputs equal those of torchgeo's CROMA, which equals the reference bit for bit.
+
+Only the one file is taken from torchgeo's wheel, named by the variable TORCHGEO_WHEEL: installing torchgeo would bring
+dozens of packages. What that file imports and does not compute with is stood in for.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+import types
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import model.alibi
+from model.croma import Croma
+from model.released import from_released, to_released
+
+TOLERANCE = 1e-5  # ten times the float32 noise seen, a fifth of what the smallest fault below makes
+NAMES = {
+    "sar_encodings": "radar_encodings",
+    "sar_GAP": "radar_embedding",
+    "optical_encodings": "optical_encodings",
+    "optical_GAP": "optical_embedding",
+    "joint_encodings": "joint_encodings",
+    "joint_GAP": "joint_embedding",
+}
+
+
+def rearrange(tensor: torch.Tensor, pattern: str, **sizes: int) -> torch.Tensor:
+    """The three patterns that the file uses of einops."""
+    if pattern == "b n (h d) -> b h n d":
+        return tensor.unflatten(-1, (sizes["h"], -1)).transpose(1, 2)
+    if pattern == "b h n d -> b n (h d)":
+        return tensor.transpose(1, 2).flatten(2)
+    assert pattern == "b c (h i) (w j) -> b (h w) (c i j)", pattern
+    cut = tensor.unflatten(3, (-1, sizes["j"])).unflatten(2, (-1, sizes["i"]))
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+@pytest.fixture(scope="module")
+def torchgeo_croma() -> Iterator[types.ModuleType]:
+    """torchgeo.models.croma of the wheel."""
+    wheel = os.environ.get("TORCHGEO_WHEEL", "")
+    if not Path(wheel).is_file():
+        pytest.skip("no torchgeo wheel: pip download --no-deps torchgeo==0.8.1, and name the file in TORCHGEO_WHEEL")
+    source = zipfile.ZipFile(wheel).read("torchgeo/models/croma.py")
+    stand_ins: dict[str, dict[str, Any]] = {
+        "einops": {"rearrange": rearrange},
+        "torchvision": {},
+        "torchvision.models": {},
+        "torchvision.models._api": {"Weights": lambda **_values: object(), "WeightsEnum": enum.Enum},
+    }
+    absent = [name for name in stand_ins if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(stand_ins[name])
+    module = types.ModuleType("torchgeo_croma")
+    exec(compile(source, "torchgeo/models/croma.py", "exec"), vars(module))
+    yield module
+    for name in absent:
+        del sys.modules[name]
+
+
+def split(flat: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """torchgeo's one state dict -> the released five."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in flat.items():
+        part, _, rest = key.partition(".")
+        if rest:  # the bias is a buffer of its own, without a dot
+            parts.setdefault(part, {})[rest] = tensor
+    return parts
+
+
+def theirs_and_ours(torchgeo: types.ModuleType, size_px: int, **sizes: int) -> tuple[nn.Module, Croma]:
+    """The same weights in both; LayerNorms and biases are away from 1 and 0."""
+    generator = torch.Generator().manual_seed(0)
+    theirs = torchgeo.CROMA(image_size=size_px, num_heads=16, **sizes).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * (0.02 if parameter.dim() > 1 else 0.1))
+    return theirs, from_released(split(theirs.state_dict()))
+
+
+def images(size_px: int, samples: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.rand(samples, 12, size_px, size_px, generator=generator),
+        torch.rand(samples, 2, size_px, size_px, generator=generator),
+    )
+
+
+@torch.no_grad()
+def largest_difference(theirs: nn.Module, ours: Croma, size_px: int) -> float:
+    """Over all outputs, with both sensors."""
+    optical, radar = images(size_px)
+    expected, got = theirs(radar, optical), ours(optical, radar)
+    assert {NAMES[name] for name in expected} == set(got)
+    return max((got[NAMES[name]] - value).abs().max().item() for name, value in expected.items())
+
+
+SMALL = {"encoder_dim": 128, "encoder_depth": 4}
+
+
+@pytest.mark.parametrize("size_px", [120, 168])
+def test_a_small_model_agrees_with_torchgeo(torchgeo_croma: types.ModuleType, size_px: int) -> None:
+    theirs, ours = theirs_and_ours(torchgeo_croma, size_px, **SMALL)
+    assert largest_difference(theirs, ours, size_px) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size_px", [120, 168])
+def test_base_agrees_with_torchgeo(torchgeo_croma: types.ModuleType, size_px: int) -> None:
+    theirs, ours = theirs_and_ours(torchgeo_croma, size_px, encoder_dim=768, encoder_depth=12)
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 194_365_440
+    assert largest_difference(theirs, ours, size_px) <= TOLERANCE
+
+
+@pytest.mark.parametrize("sensor", ["sar", "optical"])
+def test_one_sensor_alone_agrees_with_torchgeo(torchgeo_croma: types.ModuleType, sensor: str) -> None:
+    theirs, ours = theirs_and_ours(torchgeo_croma, 120, **SMALL)
+    alone = torchgeo_croma.CROMA(modalities=[sensor], image_size=120, num_heads=16, **SMALL).eval()
+    wanted = alone.state_dict().keys()
+    alone.load_state_dict({key: value for key, value in theirs.state_dict().items() if key in wanted})
+    optical, radar = images(120)
+    with torch.no_grad():
+        expected = alone(radar, None) if sensor == "sar" else alone(None, optical)
+        got = ours(None, radar) if sensor == "sar" else ours(optical, None)
+    assert {NAMES[name] for name in expected} == set(got)
+    for name, value in expected.items():
+        assert (got[NAMES[name]] - value).abs().max() <= TOLERANCE
+
+
+def test_our_weights_load_into_torchgeo(torchgeo_croma: types.ModuleType) -> None:
+    theirs, ours = theirs_and_ours(torchgeo_croma, 120, **SMALL)
+    flat = {f"{part}.{key}": value for part, state in to_released(ours).items() for key, value in state.items()}
+    missing, unexpected = theirs.load_state_dict(flat, strict=False)
+    assert (missing, unexpected) == (["attn_bias"], [])
+
+
+def tanh_gelu(_ours: Croma, patch: pytest.MonkeyPatch) -> None:
+    exact = functional.gelu
+    patch.setattr(functional, "gelu", lambda tokens: exact(tokens, approximate="tanh"))
+
+
+def other_epsilon(ours: Croma, _patch: pytest.MonkeyPatch) -> None:
+    for module in ours.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-6
+
+
+def manhattan(_ours: Croma, patch: pytest.MonkeyPatch) -> None:
+    def bias(rows: int, columns: int, heads: int, device: torch.device) -> torch.Tensor:
+        at = model.alibi.patch_positions(rows, columns, device)
+        distance = (at[:, None] - at).abs().sum(-1)
+        return -torch.tensor(model.alibi.slopes(heads))[:, None, None] * distance[None, None]
+
+    patch.setattr("model.croma.grid_bias", bias)
+
+
+def swapped(ours: Croma, patch: pytest.MonkeyPatch) -> None:
+    right = ours.joint_encoder.forward
+    patch.setattr(ours.joint_encoder, "forward", lambda radar, optical, *bias: right(optical, radar, *bias))
+
+
+@pytest.mark.parametrize("fault", [tanh_gelu, other_epsilon, manhattan, swapped])
+def test_a_deliberate_fault_is_seen(
+    torchgeo_croma: types.ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[Croma, pytest.MonkeyPatch], None],
+) -> None:
+    theirs, ours = theirs_and_ours(torchgeo_croma, 64, **SMALL)
+    assert largest_difference(theirs, ours, 64) <= TOLERANCE
+    expected = theirs(*reversed(images(64)))
+    fault(ours, monkeypatch)
+    got = ours(*images(64))
+    assert max((got[NAMES[name]] - value).abs().max().item() for name, value in expected.items()) > TOLERANCE

@@ -1,0 +1,188 @@
+"""Checkpoints: what they hold, what they refuse, and the released layout."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from model.croma import CONFIGS, TINY, Croma, CromaConfig, CromaPretraining, Objective
+from model.normalisation import SSL4EO_S12, from_statistics
+from model.pretrained import load, model_hash, restore, restore_pretraining, save, to_checkpoint
+from model.released import from_released, released_name, to_released
+from model.training import build_optimizer
+
+SMALL = CromaConfig(width=32, optical_depth=2, radar_depth=1, joint_depth=1, heads=4, decoder_width=32, decoder_heads=4)
+OTHER = from_statistics([0.0] * 14, [1.0] * 14, source="made up")
+
+
+def through_a_file(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    save(checkpoint, file)
+    file.seek(0)
+    return load(file)
+
+
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 12, 16, 24, generator=generator), torch.rand(2, 2, 16, 24, generator=generator)
+
+
+def equal_states(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_encoders_come_back_from_a_pretraining_checkpoint() -> None:
+    model = CromaPretraining(SMALL)
+    croma, normalisation = restore(through_a_file(to_checkpoint(model, OTHER)))
+    assert normalisation == OTHER
+    assert not croma.training
+    assert croma.config == SMALL
+    for name, value in model.croma(*images()).items():
+        assert torch.equal(croma(*images())[name], value)
+
+
+def test_pretraining_comes_back_whole_with_its_training_state() -> None:
+    model = CromaPretraining(SMALL, Objective(joint_self_bias="cross"))
+    optimizer = build_optimizer(model)
+    checkpoint = through_a_file(
+        to_checkpoint(model, OTHER, training={"samples_seen": 64, "optimizer": optimizer.state_dict()})
+    )
+    restored, normalisation = restore_pretraining(checkpoint)
+    assert normalisation == OTHER
+    assert restored.objective == model.objective
+    assert equal_states(restored, model)
+    build_optimizer(restored).load_state_dict(checkpoint["training"]["optimizer"])
+    assert checkpoint["training"]["samples_seen"] == 64
+
+
+def test_pretraining_does_not_go_on_from_encoders_alone() -> None:
+    with pytest.raises(ValueError, match="encoders alone"):
+        restore_pretraining(to_checkpoint(Croma(SMALL), OTHER))
+
+
+def file_of(content: object) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return file
+
+
+class Code:
+    """Something a checkpoint must not be able to bring along."""
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        (io.BytesIO(b"no checkpoint"), "not a checkpoint"),
+        (io.BytesIO(b""), "not a checkpoint"),
+        (io.BytesIO(file_of({"weight": torch.zeros(1000)}).getvalue()[:-500]), "not a checkpoint"),
+        (file_of(Code()), "not a checkpoint"),
+        (file_of([1, 2]), "its format is 'list'"),
+        (file_of({"state_dict": {}}), "its format is None"),
+        (file_of({"format": "twinlook-croma", "version": 99}), "version 99 is not 1"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(file: io.BytesIO, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        load(file)
+
+
+def test_keys_and_shapes_that_do_not_fit_are_named() -> None:
+    checkpoint = to_checkpoint(Croma(SMALL), OTHER)
+    weights = dict(checkpoint["model"])
+    for index in range(2):
+        del weights[f"optical_encoder.layers.{index}.attention.to_out.weight"]
+        del weights[f"optical_encoder.layers.{index}.attention.to_out.bias"]
+    weights["surprise"] = torch.zeros(1)
+    weights["joint_encoder.norm.weight"] = torch.zeros(3)
+    with pytest.raises(
+        ValueError, match=r"4 missing: optical_encoder\.layers\.0\.attention\.to_out\.bias, .*…"
+    ) as caught:
+        restore(checkpoint | {"model": weights})
+    assert "1 not expected: surprise" in str(caught.value)
+    assert "joint_encoder.norm.weight is (3,) instead of (32,)" in str(caught.value)
+
+
+def test_a_configuration_of_another_kind_is_refused() -> None:
+    checkpoint = to_checkpoint(Croma(SMALL), OTHER)
+    with pytest.raises(ValueError, match="widht"):
+        restore(checkpoint | {"config": {"widht": 3}})
+
+
+def test_the_hash_follows_what_decides_an_embedding_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    model = CromaPretraining(SMALL)
+    digest = model_hash(model, OTHER)
+    assert len(digest) == 64
+    restored, normalisation = restore(through_a_file(to_checkpoint(model, OTHER)))
+    assert model_hash(restored, normalisation) == digest
+    with torch.no_grad():
+        model.logit_scale += 1
+        model.decoder.mask_token += 1
+    assert model_hash(model, OTHER) == digest
+    assert model_hash(model, SSL4EO_S12) != digest
+    with torch.no_grad():
+        model.croma.radar_encoder.norm.bias[3] += 1e-7
+    assert model_hash(model, OTHER) != digest
+
+
+def test_the_number_of_heads_is_part_of_the_hash() -> None:
+    four = Croma(SMALL)
+    values = {field: getattr(SMALL, field) for field in ("width", "optical_depth", "radar_depth", "joint_depth")}
+    eight = Croma(CromaConfig(**values, heads=8))
+    eight.load_state_dict(four.state_dict())
+    assert model_hash(four, OTHER) != model_hash(eight, OTHER)
+
+
+def test_the_released_layout_goes_there_and_back() -> None:
+    croma = Croma(SMALL)
+    restored = from_released(through_a_zip(to_released(croma)), heads=SMALL.heads)
+    assert equal_states(restored, croma)
+    assert restored.config.optical_depth == 2
+
+
+def through_a_zip(released: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+    loaded: dict[str, dict[str, torch.Tensor]] = torch.load(file_of(released), weights_only=True)
+    return loaded
+
+
+def test_released_names_are_those_of_the_reference() -> None:
+    assert released_name("optical_encoder.patch_embedding.weight") == ("s2_encoder", "linear_input.weight")
+    assert released_name("radar_encoder.layers.5.attention.to_qkv.weight") == (
+        "s1_encoder",
+        "transformer.layers.5.0.to_qkv.weight",
+    )
+    assert released_name("radar_encoder.layers.5.feed_forward.contract.bias") == (
+        "s1_encoder",
+        "transformer.layers.5.1.net.3.bias",
+    )
+    assert released_name("joint_encoder.layers.0.cross_attention.norm.bias") == (
+        "joint_encoder",
+        "layers.0.1.input_norm.bias",
+    )
+    assert released_name("joint_encoder.norm.weight") == ("joint_encoder", "norm_out.weight")
+    assert released_name("radar_head.expand.weight") == ("s1_GAP_FFN", "1.weight")
+
+
+@pytest.mark.parametrize(("size", "tensors"), [("base", (70, 6, 136, 6, 110)), ("large", (136, 6, 268, 6, 218))])
+def test_a_released_checkpoint_holds_as_many_tensors_as_the_reference(size: str, tensors: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        released = to_released(Croma(CONFIGS[size]))
+    order = ("s1_encoder", "s1_GAP_FFN", "s2_encoder", "s2_GAP_FFN", "joint_encoder")
+    assert tuple(len(released[part]) for part in order) == tensors
+
+
+def test_released_checkpoints_that_do_not_fit_are_refused() -> None:
+    released = to_released(Croma(TINY))
+    with pytest.raises(ValueError, match="s2_GAP_FFN is missing"):
+        from_released({part: state for part, state in released.items() if part != "s2_GAP_FFN"}, heads=8)
+    with pytest.raises(ValueError, match=r"no linear_input\.weight"):
+        from_released(released | {"s2_encoder": {}}, heads=8)
+    extra = released["joint_encoder"] | {"extra.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"1 not expected: joint_encoder\.extra\.weight"):
+        from_released(released | {"joint_encoder": extra}, heads=8)
