@@ -257,7 +257,7 @@ def test_decoder_positions_are_those_of_masked_autoencoders() -> None:
         np.testing.assert_allclose(table[row * columns + column].numpy(), expected, atol=1e-6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(rows=st.integers(1, 5), columns=st.integers(2, 5), fraction=st.floats(0.2, 0.8))
 def test_pretraining_takes_any_grid_and_reaches_every_parameter(rows: int, columns: int, fraction: float) -> None:
     num_patches = rows * columns

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +188,17 @@ def test_released_checkpoints_that_do_not_fit_are_refused() -> None:
     extra = released["joint_encoder"] | {"extra.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"1 not expected: joint_encoder\.extra\.weight"):
         from_released(released | {"joint_encoder": extra}, heads=8)
+
+
+def test_the_lines_of_the_readme_embed_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Path("weights.pt").open("wb") as file:
+        save(to_checkpoint(CromaPretraining(SMALL), SSL4EO_S12), file)
+    text = (Path(__file__).parent.parent / "model" / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    optical, radar = images()
+    names: dict[str, Any] = {"optical": 5000 * optical, "radar": -30 * radar}
+    exec(code, names)
+    for name in ("radar", "optical", "joint"):
+        assert names["outputs"][f"{name}_embedding"].shape == (2, 32)
+        assert f"`{name}_encodings`, `{name}_embedding`" in text
