@@ -15,6 +15,7 @@ from pipeline.objects import Objects
 from pipeline.store import StoreError
 
 Clock = Callable[[], datetime]
+IsGone = Callable[[str], bool]
 
 
 def utc_now() -> datetime:
@@ -55,7 +56,15 @@ class Lease:
 
 
 @contextmanager
-def hold(objects: Objects, *, what: str, owner: str, ttl_s: float, clock: Clock = utc_now) -> Iterator[Lease]:
+def hold(
+    objects: Objects,
+    *,
+    what: str,
+    owner: str,
+    ttl_s: float,
+    clock: Clock = utc_now,
+    is_gone: IsGone = lambda _: False,
+) -> Iterator[Lease]:
     """Hold the lease of a folder for the length of a ``with`` block.
 
     Args:
@@ -64,13 +73,14 @@ def hold(objects: Objects, *, what: str, owner: str, ttl_s: float, clock: Clock 
         owner: Who asks; the same owner may take over from itself at once.
         ttl_s: How long after the last renewal others may take over, in seconds.
         clock: Tells the time, UTC.
+        is_gone: Whether an owner is known to have ended, so that its lease need not be waited for.
 
     Raises:
         StoreError: Another owner holds a lease that has not expired.
     """
     newest = _newest(objects)
     if newest:
-        _refuse_live(objects, newest, what=what, owner=owner, now=clock())
+        _refuse_live(objects, newest, what=what, owner=owner, now=clock(), is_gone=is_gone)
     lease = Lease(objects=objects, what=what, owner=owner, number=newest + 1, ttl_s=ttl_s, clock=clock)
     try:
         lease._write(clock() + timedelta(seconds=ttl_s), create=True)
@@ -83,9 +93,11 @@ def hold(objects: Objects, *, what: str, owner: str, ttl_s: float, clock: Clock 
         lease._write(clock())
 
 
-def _refuse_live(objects: Objects, number: int, *, what: str, owner: str, now: datetime) -> None:
+def _refuse_live(objects: Objects, number: int, *, what: str, owner: str, now: datetime, is_gone: IsGone) -> None:
     held = objects.get_json(_name(number))
-    if held["owner"] != owner and datetime.fromisoformat(held["expires"]) > now:
+    if held["owner"] == owner or is_gone(held["owner"]):
+        return
+    if datetime.fromisoformat(held["expires"]) > now:
         raise StoreError(f"{what} is being built by {held['owner']}, whose lease runs until {held['expires']}")
 
 

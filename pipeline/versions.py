@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline import chip_table
 from pipeline.canonical import canonical, canonical_hash, differences
-from pipeline.leases import Clock, Lease, hold, utc_now
+from pipeline.leases import Clock, IsGone, Lease, hold, utc_now
 from pipeline.objects import Objects, concurrently
 from pipeline.plans import read_manifest, write_manifest
 from pipeline.store import Store, StoreError
@@ -185,14 +185,17 @@ class Version:
         self.objects.put_json("sealed.json", content, create=True)
         return content
 
-    def lease(self, owner: str, *, ttl_s: float = LEASE_S, clock: Clock = utc_now) -> AbstractContextManager[Lease]:
-        """The right to plan, build and seal this version, see `pipeline.leases`.
+    def lease(
+        self, owner: str, *, ttl_s: float = LEASE_S, clock: Clock = utc_now, is_gone: IsGone = lambda _: False
+    ) -> AbstractContextManager[Lease]:
+        """The right to plan, build and seal this version, see `pipeline.leases.hold`.
 
         Raises:
             StoreError: Sealed, or another owner is at it.
         """
         self._refuse_if_sealed()
-        return hold(self.objects.child("leases"), what=self.name, owner=owner, ttl_s=ttl_s, clock=clock)
+        leases = self.objects.child("leases")
+        return hold(leases, what=self.name, owner=owner, ttl_s=ttl_s, clock=clock, is_gone=is_gone)
 
     def __repr__(self) -> str:
         return f"Version({self.url!r}, {self.number})"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 import ray
@@ -31,6 +33,8 @@ def run_job(settings_class: type[J], main: Callable[[J], None]) -> None:
     """Parse the command line, run, and exit: 0 done, 1 refused or failed with a message, 2 wrong settings."""
     log_to_stderr()
     settings = parse(settings_class)
+    # A job that is asked to end unwinds: what it started is stopped, leases are given back, run.json says so.
+    signal.signal(signal.SIGTERM, _ended)
     try:
         main(settings)
     except (JobError, ValueError, OSError) as error:
@@ -40,6 +44,11 @@ def run_job(settings_class: type[J], main: Callable[[J], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to go on\n")
         raise SystemExit(130) from None
+
+
+def _ended(number: int, _: FrameType | None) -> None:
+    sys.stderr.write("ended by a signal; run the same command again to go on\n")
+    raise SystemExit(128 + number)
 
 
 def log_to_stderr() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import secrets
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _START_S = 90.0
 _STOP_S = 30.0
+_PR_SET_PDEATHSIG = 1
 _OBJECT_STORE_BYTES = 600_000_000
 
 
@@ -75,15 +77,18 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
     # Unix sockets under it must stay below 107 characters.
     temp = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # private to this user, and short
     dashboard = _free_port()
+    token = secrets.token_hex(32)
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         # Jobs are started with the head's own Python.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     environment.pop("RAY_ADDRESS", None)
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0", f"--num-cpus={num_cpus}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true",
@@ -91,28 +96,31 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
         "--node-ip-address=127.0.0.1", f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--temp-dir={temp}",
     ]  # fmt: skip
     with (temp / "head.log").open("w") as output:
-        head = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ.update({name: environment[name] for name in before})
+        head = subprocess.Popen(  # noqa: S603  # a command of our own
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
+        )
     try:
         address = f"http://127.0.0.1:{dashboard}"
-        client = _wait_for(head, address, temp / "head.log")
+        client = _wait_for(head, address, token, temp / "head.log")
         log.info("Ray head of %d CPUs answers at %s", num_cpus, address)
         yield LocalCluster(address=address, client=client)
     finally:
         _stop(head)
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def _wait_for(head: subprocess.Popen[bytes], address: str, output: Path) -> JobSubmissionClient:
+def die_with_parent() -> None:
+    """In a child before it runs: be sent SIGTERM when the parent ends, even if it is killed. Linux only."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_for(head: subprocess.Popen[bytes], address: str, token: str, output: Path) -> JobSubmissionClient:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and head.poll() is None:
         with suppress(ConnectionError, RuntimeError):
-            client = JobSubmissionClient(address)
+            # Ray reads its own variables once per process, so the token goes with every request instead.
+            client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
             client.list_jobs()
             return client
         time.sleep(0.5)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 from pydantic import Field
 
-from jobs.support.driver_lease import kept_alive, owner
+from jobs.support.driver_lease import is_gone, kept_alive, owner
 from jobs.support.job import JobError, connect, progress
 from jobs.support.run_record import RunRecord
 from jobs.support.settings import Group, JobSettings
@@ -216,7 +216,7 @@ def build_store(
         log.info("%s version %d is complete already: nothing to do", url, version.number)
         record.results.update(reused=True, **summary(version))
         return version
-    with version.lease(owner()) as lease, kept_alive(lease):
+    with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease):
         if version.state == "planning":
             with record.stage("search and pair"):
                 candidates = candidates or find_candidates(settings, **how)
