@@ -83,7 +83,7 @@ def write_archive(directory: Path, profile: Profile, *, seed: int = 0, processes
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     items = sorted(_write_scenes(unfinished, directory, profile, seed, processes), key=lambda item: str(item["id"]))
-    _write_catalog(unfinished, items)
+    write_catalog(unfinished, items)
     (unfinished / MARKER).write_text(json.dumps(_identity(profile, seed), indent=1))
     unfinished.replace(directory)
 
@@ -201,10 +201,11 @@ def _survey(frame: Frame, plane: Plane, land_seed: int) -> Land:
     return survey(frame, plane, seed=land_seed)
 
 
-def _write_catalog(directory: Path, items: Iterable[Json]) -> None:
+def write_catalog(directory: Path, items: Iterable[Json]) -> None:
+    """Write the collections and the items as the files that a server is given."""
     features = list(items)
     for folder in ("collections", "items"):
-        (directory / folder).mkdir()
+        (directory / folder).mkdir(parents=True)
     for collection in collections():
         own = [item for item in features if item["collection"] == collection["id"]]
         name = f"{collection['id']}.json"

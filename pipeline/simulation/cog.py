@@ -37,6 +37,7 @@ def write_cog(path: Path, pixels: NDArray[np.generic], frame: Frame, *, nodata: 
         transform=frame.transform,
         nodata=nodata,
         compress="deflate",
+        level=1,  # the noise in the last bits does not compress any better with more effort
         predictor="YES",
         blocksize=BLOCK_PX,
         overview_resampling="nearest" if classes else "average",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.simulation.frame import Frame, Plane
-from pipeline.simulation.noise import Floats, Hashes, lattice_hash, polygons, uniform, value_noise
+from pipeline.simulation.noise import Floats, Hashes, lattice_hash, normal, polygons, uniform, value_noise
 from pipeline.simulation.spectra import (
     BARE,
     BUILT,
@@ -46,8 +46,14 @@ class Land:
     cover: NDArray[np.uint8]
     """Index into LAND_COVERS."""
 
-    parcel: Floats
-    """How this field, stand or quarter differs from the class: optical, standard normal."""
+    brightness: Floats
+    """How this field, stand or quarter differs from the class in all optical bands: standard normal."""
+
+    vigour: Floats
+    """How it differs in the step from red to near infrared: standard normal."""
+
+    dryness: Floats
+    """How it differs in the short-wave infrared: standard normal."""
 
     lateness: Floats
     """How late its season is: standard normal."""
@@ -122,11 +128,12 @@ def _details(kind: LandCover, x_m: Floats, y_m: Floats, patch: Hashes, seed: int
     along, across = _turned(x_m, y_m, angle)
     parcel = polygons(along / np.float32(1.8), across, spacing_m=210.0, seed=seed) ^ patch
     texture, scatter = _PATTERNS[kind.name](_Place(x_m, y_m, along, across, parcel, seed))
-    # The parcels of one patch are alike: half of their spread is the patch's.
     return {
-        "parcel": 0.7 * (_normal(parcel, 4) + _normal(patch, 5)),
-        "lateness": 0.7 * (_normal(parcel, 6) + _normal(patch, 7)),
-        "roughness": 0.7 * (_normal(parcel, 8) + _normal(patch, 9)),
+        "brightness": _spread(parcel, patch, 4),
+        "vigour": _spread(parcel, patch, 5),
+        "dryness": _spread(parcel, patch, 6),
+        "lateness": _spread(parcel, patch, 7),
+        "roughness": _spread(parcel, patch, 8),
         "texture": texture,
         "scatter": scatter,
         "facing": np.cos(2 * angle),
@@ -229,7 +236,6 @@ def _saw(position_m: Floats, period_m: float) -> Floats:
     return distance
 
 
-def _normal(hashes: Hashes, draw: int) -> Floats:
-    """Close enough to a standard normal: the sum of three uniforms."""
-    total = uniform(hashes, 40 + draw) + uniform(hashes, 60 + draw) + uniform(hashes, 80 + draw)
-    return np.float32(2.0) * (total - np.float32(1.5))
+def _spread(parcel: Hashes, patch: Hashes, draw: int) -> Floats:
+    """Standard normal per parcel; the parcels of one patch are alike, as half of their variance is the patch's."""
+    return np.float32(np.sqrt(0.5)) * (normal(parcel, 2 * draw) + normal(patch, 2 * draw + 1))

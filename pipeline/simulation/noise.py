@@ -35,6 +35,18 @@ def uniform(hashes: Hashes, draw: int = 0) -> Floats:
     return (again >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 
+def normal(hashes: Hashes, draw: int) -> Floats:
+    """Close to standard normal numbers from hashes: the sum of three uniforms of ten bits each."""
+    again = lattice_hash(hashes.view(np.int32), np.full(1, draw, np.int32), draw)
+    total = (
+        (again & np.uint32(1023))
+        + (again >> np.uint32(10) & np.uint32(1023))
+        + (again >> np.uint32(20) & np.uint32(1023))
+    )
+    centred: Floats = (total.astype(np.float32) - np.float32(1534.5)) * np.float32(2 / 1024)
+    return centred
+
+
 def value_noise(x_m: Floats, y_m: Floats, *, spacing_m: float, seed: int) -> Floats:
     """Smooth noise of mean 0 and standard deviation 1 whose features are about `spacing_m` wide."""
     column, x = _split(x_m, spacing_m)

@@ -86,6 +86,8 @@ def bands_of(
             cover=land.cover[part].astype(np.intp),
             growth=growth[part],
             shade=_shade(land, part) * light[part] * (1 - 0.55 * sky.shadow[part]),
+            vigour=land.vigour[part],
+            dryness=land.dryness[part],
             haze=haze[part] + sky.cirrus[part],
             opacity=sky.opacity[part],
         )
@@ -102,13 +104,15 @@ class _Surface:
     cover: NDArray[np.intp]
     growth: Floats
     shade: Floats
+    vigour: Floats
+    dryness: Floats
     haze: Floats
     opacity: Floats
 
     def reflectance(self, band: int) -> Floats:
         """0-1, (row, column) at 10 m."""
         land: Floats = np.take(_DORMANT[band], self.cover) + np.take(_GAINED[band], self.cover) * self.growth
-        land *= self.shade
+        land *= self.shade * (1 + _VIGOUR[band] * self.vigour + _DRYNESS[band] * self.dryness)
         land += self.haze * _HAZE_PER_BAND[band]
         if self.opacity.any():  # a cloud is brighter where it is thick
             land += (np.float32(CLOUD[band]) * (0.75 + 0.5 * self.opacity) - land) * self.opacity
@@ -119,11 +123,15 @@ _DORMANT: Final = np.array([cover.dormant for cover in LAND_COVERS], np.float32)
 _GAINED: Final = np.array([cover.green for cover in LAND_COVERS], np.float32).T.copy() - _DORMANT
 """(band, class): reflectance out of season, and what full growth adds to it."""
 
+_VIGOUR: Final = np.array([-0.06] * 4 + [0.0, 0.08] + [0.14] * 4 + [0.0, -0.06], np.float32)
+_DRYNESS: Final = np.array([0.04] * 3 + [0.08] * 2 + [0.0] * 5 + [0.14, 0.18], np.float32)
+"""Relative change per band of a parcel one standard deviation more vigorous or drier."""
+
 
 def _shade(land: Land, part: slice) -> Floats:
     """What texture and parcel make of the class's reflectance."""
     spread, contrast = of_class(land.cover[part], "brightness_spread", "optical_contrast")
-    shade: Floats = np.maximum(1 + contrast * land.texture[part], 0.15) * np.exp(spread * land.parcel[part])
+    shade: Floats = np.maximum(1 + contrast * land.texture[part], 0.15) * np.exp(spread * land.brightness[part])
     return shade
 
 

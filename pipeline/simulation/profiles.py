@@ -76,11 +76,12 @@ class _Block:
 
 
 def _demo() -> Profile:
-    main = _Block(epsg=32632, column=266, row=2033, columns=10, rows=12)
+    main = _Block(epsg=32632, column=266, row=2033, columns=10, rows=11)
+    half = _Block(epsg=32632, column=266, row=2033, columns=6, rows=11)
     optical = [
         _optical(main, "S2B", "2021-09-05T10:15:59", "03.01", 0.03),
         _optical(main, "S2A", "2022-05-01T10:20:31", "04.00", 0.0, Swath(heading_deg=102.0, reach_m=7_000.0)),
-        _optical(main, "S2A", "2022-06-10T10:20:31", "04.00", 0.85),
+        _optical(half, "S2A", "2022-06-10T10:20:31", "04.00", 0.85, within=main),
         _optical(main, "S2B", "2022-06-12T10:15:59", "04.00", 0.06),
         _optical(main, "S2B", "2022-07-15T10:20:29", "05.10", 0.0),
         _optical(main, "S2B", "2022-08-31T10:15:59", "05.10", 0.04),
@@ -89,7 +90,7 @@ def _demo() -> Profile:
         _radar(main, "2021-09-05T05:26:13", False, 39.0, 0),
         _radar(main, "2022-04-29T17:07:02", True, 36.0, 1),
         _radar(main, "2022-06-13T05:26:16", False, 33.0, 2),
-        _radar(main, "2022-06-28T17:07:06", True, 36.0, 3),
+        _radar(half, "2022-06-28T17:07:06", True, 36.0, 3, within=main),
         _radar(main, "2022-07-15T17:07:07", True, 42.0, 4),
         _radar(main, "2022-09-01T17:07:10", True, 42.0, 5, Swath(heading_deg=282.0, reach_m=9_000.0)),
     ]
@@ -129,16 +130,29 @@ def _profile(name: str, main: _Block, scenes: list[Scene], *, southern_cells: in
 
 
 def _optical(
-    block: _Block, platform: str, sensed: str, baseline: str, cloud_fraction: float, swath: Swath | None = None
+    block: _Block,
+    platform: str,
+    sensed: str,
+    baseline: str,
+    cloud_fraction: float,
+    swath: Swath | None = None,
+    within: _Block | None = None,
 ) -> OpticalScene:
+    """A scene over a block, which may be a part of the area's."""
     return OpticalScene(
         platform=platform, sensed=_utc(sensed), baseline=baseline, cloud_fraction=cloud_fraction,
-        frame=block.frame(_MARGIN_M), ground=_ground(block), swath=swath,
+        frame=block.frame(_MARGIN_M), ground=_ground(within or block), swath=swath,
     )  # fmt: skip
 
 
 def _radar(
-    block: _Block, sensed: str, ascending: bool, incidence_deg: float, offset: int, swath: Swath | None = None
+    block: _Block,
+    sensed: str,
+    ascending: bool,
+    incidence_deg: float,
+    offset: int,
+    swath: Swath | None = None,
+    within: _Block | None = None,
 ) -> RadarScene:
     """A pass whose grid lies whole 10 m pixels, but never a multiple of 60 m, beside Sentinel-2's."""
     around = block.frame(_RADAR_MARGIN_M)
@@ -152,7 +166,7 @@ def _radar(
     )
     return RadarScene(
         platform="S1A", sensed=_utc(sensed), ascending=ascending, incidence_deg=incidence_deg,
-        frame=shifted, ground=_ground(block), swath=swath,
+        frame=shifted, ground=_ground(within or block), swath=swath,
     )  # fmt: skip
 
 
@@ -177,7 +191,7 @@ def _beyond_border(scene: OpticalScene) -> OpticalScene:
 
 def _southern(cells: int) -> Iterator[Scene]:
     block = _southern_block(cells)
-    yield _optical(block, "S2B", "2022-06-15T07:46:09", "04.00", 0.05)
+    yield _optical(block, "S2A", "2022-06-15T07:46:09", "04.00", 0.05)
     yield _radar(block, "2022-06-15T16:04:18", True, 38.0, 2)
     yield from _labels(block)
 
