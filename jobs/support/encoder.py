@@ -1,0 +1,203 @@
+"""A model on Ray Data: images in, encodings and embeddings out; one load per actor."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from ray.data import ActorPoolStrategy, Dataset
+
+from jobs.support.job import JobError
+from jobs.support.settings import Group
+from model import pretrained
+from model.croma import Croma
+from model.normalisation import Normalisation
+from model.preprocessing import prepare
+from pipeline.feed import MODEL_ARRAYS, WholeChipSource
+from pipeline.layout import Layout
+from pipeline.objects import Objects
+
+KINDS: Final = ("optical", "radar", "joint")
+"""Of embeddings, in the order of tables and columns."""
+
+_RADAR_UNITS: Final = {"gamma0_rtc": "gamma0 dB", "sigma0_grd": "sigma0 dB"}
+
+# Shares of a CPU for encoding and reading side by side: both fit on one CPU, so neither can wait for the other.
+_ACTOR_CPUS: Final = 0.75
+_READ_CPUS: Final = 0.25
+
+
+class Inference(Group):
+    """How a model is run over a store."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Images encoded at a time."""
+
+    num_actors: int | None = Field(default=None, ge=1)
+    """Processes that hold the model; unset: one per GPU, or one per CPU where there are no GPUs."""
+
+    use_gpu: bool | None = None
+    """Whether each of them takes a GPU; unset: if the cluster has any."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; auto is bfloat16 on GPUs and float32 on CPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A checkpoint and what it holds."""
+
+    content: bytes
+    """Of the file."""
+
+    croma: Croma
+    normalisation: Normalisation
+    sha256: str
+    """Of weights and normalisation, see `model.pretrained.model_hash`."""
+
+
+def load_model(url: str) -> LoadedModel:
+    """The model of a file that `pretrain` wrote.
+
+    Raises:
+        JobError: There is no such file, or it is no checkpoint.
+    """
+    folder, _, name = url.rpartition("/")
+    try:
+        content = Objects.at(folder or ("/" if url.startswith("/") else ".")).get(name)
+    except FileNotFoundError:
+        raise JobError(f"no model at {url}: give the model.pt that pretrain wrote") from None
+    try:
+        croma, normalisation = pretrained.restore(pretrained.load(io.BytesIO(content)))
+    except ValueError as error:
+        raise JobError(f"{url}: {error}") from error
+    return LoadedModel(
+        content=content,
+        croma=croma,
+        normalisation=normalisation,
+        sha256=pretrained.model_hash(croma, normalisation),
+    )
+
+
+def untrained_like(model: LoadedModel, *, seed: int) -> bytes:
+    """A checkpoint with the architecture and normalisation of a model, and fresh weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = Croma(model.croma.config)
+    content = io.BytesIO()
+    pretrained.save(pretrained.to_checkpoint(fresh, model.normalisation), content)
+    return content.getvalue()
+
+
+def check_units(layout: Layout, normalisation: Normalisation) -> None:
+    """Refuse a store whose numbers mean something else than the model was trained on; raises ValueError."""
+    radar_unit = _RADAR_UNITS.get(layout.radar_product or "", f"{layout.radar_product} dB")
+    normalisation.check(radar_unit=radar_unit)
+
+
+def encode(
+    croma: Croma, normalisation: Normalisation, images: Mapping[str, NDArray[Any]], *, bfloat16: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    """Run a model over images of the store, on the device that it is on.
+
+    Args:
+        croma: In evaluation mode.
+        normalisation: Of its checkpoint.
+        images: Store array name -> (B, band, y, x); other names are left aside.
+        bfloat16: Use bfloat16 in matrix products.
+
+    Returns:
+        What `Croma.forward` returns, as float32.
+    """
+    device = next(croma.parameters()).device
+    # Copied: what Ray hands out may not be written to, which torch cannot promise.
+    batch = {name: torch.tensor(images[name], device=device) for name in MODEL_ARRAYS if name in images}
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        outputs = croma(*prepare(batch, normalisation))
+    return {name: values.float().cpu().numpy() for name, values in outputs.items()}
+
+
+class Encoder:
+    """What each actor runs: some models, loaded once, over batch after batch."""
+
+    def __init__(self, checkpoints: Mapping[str, Any], outputs: Sequence[str], *, gpu: bool, bfloat16: bool) -> None:
+        self.models = {
+            name: pretrained.restore(pretrained.load(io.BytesIO(ray.get(reference))))
+            for name, reference in checkpoints.items()
+        }
+        for croma, _ in self.models.values():
+            croma.to("cuda" if gpu else "cpu")
+        self.outputs = outputs
+        self.bfloat16 = bfloat16
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Replace the images of a batch by their `model/output`; other columns stay."""
+        columns = {name: values for name, values in batch.items() if name not in MODEL_ARRAYS}
+        for name, (croma, normalisation) in self.models.items():
+            encoded = encode(croma, normalisation, batch, bfloat16=self.bfloat16)
+            columns |= {f"{name}/{output}": encoded[output] for output in self.outputs}
+        return columns
+
+
+def chips_of(store: str, rows: NDArray[np.int64], *, arrays: Sequence[str], batch_size: int) -> Dataset:
+    """Whole chips of some rows (ascending), in blocks of about a batch, so that all actors get some."""
+    source = WholeChipSource(store, rows, arrays=arrays, batch_size=batch_size)
+    num_tasks = len(source.get_read_tasks(1))
+    cpus = 1.0 if ray.cluster_resources().get("GPU", 0) else _READ_CPUS
+    dataset: Dataset = ray.data.read_datasource(source, override_num_blocks=num_tasks, num_cpus=cpus)
+    dataset.context.target_max_block_size = max(1, int(0.9 * batch_size * source.chip_bytes))
+    return dataset
+
+
+def encoded(
+    images: Dataset, checkpoints: Mapping[str, bytes], inference: Inference, *, outputs: Sequence[str], num_images: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Run models over a dataset of images, in a pool of actors; batches come back as they are ready, in any order.
+
+    Args:
+        images: Blocks with the model's arrays and any other columns.
+        checkpoints: Name -> content of its file.
+        inference: How.
+        outputs: Which of the models' outputs are wanted.
+        num_images: In the dataset; there are never more actors than batches.
+    """
+    gpu, num_actors = _devices(inference)
+    pool = min(num_actors, -(-num_images // inference.batch_size))
+    dataset = images.map_batches(
+        Encoder,
+        fn_constructor_args=[{name: ray.put(content) for name, content in checkpoints.items()}, list(outputs)],
+        fn_constructor_kwargs={
+            "gpu": gpu,
+            "bfloat16": inference.precision == "bfloat16" or (inference.precision == "auto" and gpu),
+        },
+        batch_size=inference.batch_size,
+        batch_format="numpy",
+        # At least one and at once all: a pool of fixed size warns where there are fewer blocks.
+        compute=ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
+        **({"num_gpus": 1} if gpu else {"num_cpus": _ACTOR_CPUS}),
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def quiet() -> None:
+    """Let Ray Data say nothing of its own: jobs show their own progress."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _devices(inference: Inference) -> tuple[bool, int]:
+    """Whether on GPUs, and how many actors."""
+    resources = ray.cluster_resources()
+    gpu = inference.use_gpu if inference.use_gpu is not None else resources.get("GPU", 0) >= 1
+    there = int(resources.get("GPU" if gpu else "CPU", 0))
+    if gpu and not there:
+        raise JobError("inference.use_gpu=true, but the cluster has no GPU")
+    return gpu, inference.num_actors or max(1, there)
