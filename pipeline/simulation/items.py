@@ -197,9 +197,9 @@ def _optical_properties(scene: OpticalScene, outline: BaseGeometry, classes: NDA
     seen = max(int(counts[1:].sum()), 1)
     orbit = relative_orbit(scene.platform, scene.sensed)
     zenith, azimuth = sun_position(scene.sensed, outline.centroid.x, outline.centroid.y)
-    processed = scene.id.rsplit("_", 1)[1]
-    baseline = f"N{scene.baseline.replace('.', '')}"
-    take = f"G{scene.platform}_{scene.sensed:%Y%m%dT%H%M%S}_{absolute_orbit(scene.platform, scene.sensed):06d}"
+    made = scene.id.rsplit("_", 1)[1]
+    flight = f"A{absolute_orbit(scene.platform, scene.sensed):06d}"
+    baseline = f"N{scene.baseline}"
     return {
         "datetime": _iso(scene.sensed, ".024000"),
         "platform": f"Sentinel-2{scene.platform[-1]}",
@@ -211,10 +211,12 @@ def _optical_properties(scene: OpticalScene, outline: BaseGeometry, classes: NDA
         "s2:mgrs_tile": scene.tile,
         "s2:processing_baseline": scene.baseline,
         "s2:product_type": "S2MSI2A",
-        "s2:product_uri": scene.id.replace(f"_R{orbit:03d}", f"_{baseline}_R{orbit:03d}") + ".SAFE",
-        "s2:datatake_id": f"{take}_N{scene.baseline}",
+        "s2:product_uri": scene.id.replace(f"_R{orbit:03d}", f"_{baseline.replace('.', '')}_R{orbit:03d}") + ".SAFE",
+        "s2:granule_id": f"{scene.platform}_OPER_MSI_L2A_TL_SIM_{made}_{flight}_T{scene.tile}_{baseline}",
+        "s2:datastrip_id": f"{scene.platform}_OPER_MSI_L2A_DS_SIM_{made}_S{scene.sensed:%Y%m%dT%H%M%S}_{baseline}",
+        "s2:datatake_id": f"G{scene.platform}_{scene.sensed:%Y%m%dT%H%M%S}_{flight[1:]}_{baseline}",
         "s2:datatake_type": "INS-NOBS",
-        "s2:generation_time": _iso(datetime.strptime(processed, "%Y%m%dT%H%M%S"), ".775234"),
+        "s2:generation_time": _iso(datetime.strptime(made, "%Y%m%dT%H%M%S"), ".775234"),
         "s2:mean_solar_zenith": round(zenith, 6),
         "s2:mean_solar_azimuth": round(azimuth, 6),
         "s2:reflectance_conversion_factor": 1.0,

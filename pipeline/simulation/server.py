@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 _START_LIMIT_S = 30.0
 
@@ -23,13 +24,14 @@ class StacServer:
         self.directory = directory
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._log: IO[bytes] | None = None
 
     def __enter__(self) -> StacServer:
         files = sorted([*self.directory.glob("collections/*.json"), *self.directory.glob("items/*.json")])
         if not files:
             raise ValueError(f"no archive at {self.directory}: no collections or items to serve")
         address = f"127.0.0.1:{_free_port()}"
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(  # noqa: S603
             [_executable(), "serve", "--addr", address, *map(str, files)],
             stdout=subprocess.DEVNULL,
@@ -60,20 +62,25 @@ class StacServer:
         self._process.kill()  # it holds nothing that a gentler end would save
         self._process.wait()
         self._process = None
-        self._log.close()
+        if self._log:
+            self._log.close()
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _START_LIMIT_S
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                self._log.seek(0)
-                raise RuntimeError(f"rustac serve ended at once: {self._log.read().decode().strip()}")
+                raise RuntimeError(f"rustac serve ended at once: {self._said()}")
             try:
                 with urllib.request.urlopen(self.url, timeout=5):  # noqa: S310
                     return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.05)
         raise RuntimeError(f"rustac serve did not answer at {self.url} within {_START_LIMIT_S:.0f} s")
+
+    def _said(self) -> str:
+        assert self._log is not None
+        self._log.seek(0)
+        return self._log.read().decode().strip()
 
 
 def _executable() -> str:
