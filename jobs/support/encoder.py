@@ -159,7 +159,9 @@ def chips_of(store: str, rows: NDArray[np.int64], *, arrays: Sequence[str], batc
 def encoded(
     images: Dataset, checkpoints: Mapping[str, bytes], inference: Inference, *, outputs: Sequence[str], num_images: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """Run models over a dataset of images, in a pool of actors; batches come back as they are ready, in any order.
+    """Run models over a dataset of images, in a pool of actors.
+
+    Batches come back in the order of the images, so that what is summed over them is the same in every run.
 
     Args:
         images: Blocks with the model's arrays and any other columns.
@@ -183,6 +185,7 @@ def encoded(
         compute=ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
         **({"num_gpus": 1} if gpu else {"num_cpus": _ACTOR_CPUS}),
     )
+    dataset.context.execution_options.preserve_order = True
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
