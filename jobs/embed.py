@@ -22,7 +22,7 @@ from jobs.support.embedding import (
     write_maps,
     written_chips,
 )
-from jobs.support.encoder import Inference, LoadedModel, check_units, load_model, quiet
+from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model, quiet
 from jobs.support.job import JobError, connect, run_job
 from jobs.support.region_build import RegionBuild, build_store, find_candidates, say_plan
 from jobs.support.run_record import RunRecord, recorded
@@ -108,7 +108,8 @@ def _embed(
     cells = [Cell.from_id(cell, side_m=side_m) for cell in chips["cell"].to_pylist()]
     with open_maps(cells, model) as maps:
         with record.stage("embed"), maps:
-            embedded = embed_chips(store, chips, model, settings.inference, maps)
+            source = ModelSource(url=settings.model, sha256=model.sha256)
+            embedded = embed_chips(store, chips, source, settings.inference, maps)
         with record.stage("write"):
             period = parse_period(settings.period)
             table = embeddings_file(chips, embedded, period=period, side_m=side_m, about=about)

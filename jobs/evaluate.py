@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from jobs.support.encoder import Inference, LoadedModel, check_units, load_model, quiet, untrained_like
+from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model, quiet
 from jobs.support.evaluation import (
     check_windows,
     count_windows,
@@ -118,9 +119,10 @@ def _evaluate(
     with record.stage("find windows"):
         windows = _windows(settings, store, version)
     kept = windows.filter(pc.equal(windows["status"], KEPT))
-    checkpoints = {TRAINED: model.content, UNTRAINED: untrained_like(model, seed=settings.seed)}
+    trained = ModelSource(url=settings.model, sha256=model.sha256)
+    sources = {TRAINED: trained, UNTRAINED: replace(trained, untrained_seed=settings.seed)}
     with record.stage("embed"):
-        features = encode_windows(store, kept, checkpoints, settings.inference, window_px=settings.window_px)
+        features = encode_windows(store, kept, sources, settings.inference, window_px=settings.window_px)
     group_cells = settings.group_cells or version.request.get("splits", {}).get("block_cells") or _GROUP_CELLS
     samples = samples_of(kept, side_px=store.layout.side_px, group_cells=group_cells)
     with record.stage("probe"):

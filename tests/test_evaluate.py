@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from small_stores import Candidate, write_model, write_store
 
 from jobs.evaluate import Evaluate, main
 from jobs.support.bootstrap import draw_groups, group_confusions, interval, resampled_scores, scores_of
-from jobs.support.encoder import Inference, encode, load_model, untrained_like
+from jobs.support.encoder import Inference, ModelSource, encode, load_model, untrained_like
 from jobs.support.evaluation import encode_windows, find_windows, samples_of
 from jobs.support.job import JobError
 from jobs.support.probing import Features, Samples, Scoreboard, run_probes
@@ -30,7 +30,6 @@ from jobs.support.settings import parse
 from jobs.support.windows import cut_windows, judge_windows, label_windows, majority_class, window_corners
 from model import probes
 from model.normalisation import SSL4EO_S12
-from model.pretrained import load, restore
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 from pipeline.screening import band_statistics
@@ -277,15 +276,18 @@ def test_embeddings_through_the_job_are_the_models_own(cluster: None, store: str
     assert windows.num_rows == 4 * 14
     assert_array_equal(windows["code"].to_numpy(), [CODES[window_class(r, q)] for r in range(14) for q in range(4)])
     assert windows["split"].to_pylist() == [SPLITS[row] for row in range(14) for _ in range(4)]
-    checkpoints = {"trained": loaded.content, "untrained": untrained_like(loaded, seed=5)}
-    features = encode_windows(opened, windows, checkpoints, Inference(batch_size=7, num_actors=2), window_px=24)
+    source = ModelSource(url=model, sha256=loaded.sha256)
+    sources = {"trained": source, "untrained": replace(source, untrained_seed=5)}
+    features = encode_windows(opened, windows, sources, Inference(batch_size=7, num_actors=2), window_px=24)
     images = [opened.read_window(row, y, x, 24) for row in range(14) for y in (0, 24) for x in (0, 24)]
     batch = {name: np.stack([image[name] for image in images]) for name in ("b10", "b20", "b60", "radar")}
     expected = encode(loaded.croma, SSL4EO_S12, batch)
     by_name = {(each.source, each.kind): each.vectors for each in features}
+    fresh = encode(untrained_like(loaded, seed=5).croma, SSL4EO_S12, batch)
     for kind in ("optical", "radar", "joint"):
         assert_allclose(by_name["trained", kind], expected[f"{kind}_embedding"], atol=2e-5)
-        assert not np.allclose(by_name["untrained", kind], expected[f"{kind}_embedding"], atol=0.1)
+        assert_allclose(by_name["untrained", kind], fresh[f"{kind}_embedding"], atol=2e-5)
+        assert not np.allclose(fresh[f"{kind}_embedding"], expected[f"{kind}_embedding"], atol=0.1)
     assert_allclose(by_name["band statistics", "both"][3], np.concatenate(band_statistics(images[3])), rtol=1e-5)
     samples = samples_of(windows, side_px=48, group_cells=2)
     assert len(samples.groups) == 16
@@ -396,9 +398,17 @@ def test_a_class_that_train_lacks_is_refused_or_left_out_as_asked(cluster: None,
 def test_the_untrained_network_differs_only_in_its_weights(model: str) -> None:
     loaded = load_model(model)
     first, again, other = (untrained_like(loaded, seed=seed) for seed in (1, 1, 2))
-    croma, normalisation = restore(load(io.BytesIO(first)))
-    assert (croma.config, normalisation) == (loaded.croma.config, loaded.normalisation)
-    weights = [restore(load(io.BytesIO(each)))[0].state_dict() for each in (first, again, other)]
-    name = "optical_head.0.weight" if "optical_head.0.weight" in weights[0] else next(iter(weights[0]))
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0]), name
+    assert (first.croma.config, first.normalisation) == (loaded.croma.config, loaded.normalisation)
+    assert first.sha256 == again.sha256
+    assert len({first.sha256, other.sha256, loaded.sha256}) == 3
+    assert not first.croma.training
+
+
+def test_a_model_that_is_replaced_while_it_is_used_is_noticed(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(Path(model).read_bytes())
+    source = ModelSource(url=str(path), sha256=load_model(str(path)).sha256)
+    source.open()
+    write_model(path, seed=9)
+    with pytest.raises(JobError, match="changed while it was used"):
+        source.open()

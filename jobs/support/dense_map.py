@@ -24,8 +24,8 @@ from pipeline.grid import PIXEL_M, Cell, cells_bounds, transform_of
 NO_COLOUR: Final = 0
 """In the picture's three bands where there is no chip."""
 
-_TILE_PX: Final = 64
-"""Of encodings with hundreds of bands, a tile of 64 is as many bytes as one of 1024 in three."""
+_TILE_PX: Final = 128
+"""The smallest that GDAL takes for a COG: a tile of hundreds of bands is many bytes all the same."""
 
 _PICTURE_TILE_PX: Final = 256
 _PNG_SIDE_PX: Final = 2048
@@ -91,6 +91,7 @@ class DenseMaps:
 
     def __init__(self, folder: Path, grids: Iterable[MapGrid], *, width: int) -> None:
         self._folder = folder
+        self.width = width
         self.grids = {grid.epsg: grid for grid in grids}
         self._stack = ExitStack()
         self._files: dict[int, DatasetWriter] = {

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.support.dense_map import DenseMaps, MapGrid, write_dense_cog, write_picture
-from jobs.support.encoder import KINDS, Inference, LoadedModel, chips_of, encoded
+from jobs.support.encoder import KINDS, Inference, LoadedModel, ModelSource, chips_of, encoded
 from jobs.support.geoparquet import to_geoparquet, vectors_column
 from jobs.support.job import progress
 from jobs.support.principal import Basis, Moments, principal_basis
@@ -65,17 +65,16 @@ def written_chips(version: Version) -> pa.Table:
     return chips
 
 
-def embed_chips(store: Store, chips: pa.Table, model: LoadedModel, inference: Inference, maps: DenseMaps) -> Embedded:
+def embed_chips(store: Store, chips: pa.Table, source: ModelSource, inference: Inference, maps: DenseMaps) -> Embedded:
     """Run the model over whole chips; patch encodings go into the maps as they come, one chip at a time."""
     side_m = store.layout.side_px * PIXEL_M
     rows = chips["row"].to_numpy()
     cells = [Cell.from_id(cell, side_m=side_m) for cell in chips["cell"].to_pylist()]
-    width = model.croma.config.width
-    vectors = {kind: np.empty((len(rows), width), np.float32) for kind in KINDS}
-    moments = Moments(width)
+    vectors = {kind: np.empty((len(rows), maps.width), np.float32) for kind in KINDS}
+    moments = Moments(maps.width)
     images = chips_of(store.url, rows, arrays=MODEL_ARRAYS, batch_size=inference.batch_size)
     outputs = [*(f"{kind}_embedding" for kind in KINDS), "joint_encodings"]
-    batches = encoded(images, {_MODEL: model.content}, inference, outputs=outputs, num_images=len(rows))
+    batches = encoded(images, {_MODEL: source}, inference, outputs=outputs, num_images=len(rows))
     for batch in progress(batches, total=len(rows), what="chips", amount=lambda b: len(b["row"])):
         places = np.searchsorted(rows, batch["row"])
         for kind in KINDS:

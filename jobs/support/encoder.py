@@ -50,14 +50,32 @@ class Inference(Group):
     """Of matrix products; auto is bfloat16 on GPUs and float32 on CPUs."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where an actor finds a model; plain values, because each loads it for itself, also when it is started anew."""
+
+    url: str
+    sha256: str
+    """What the file must hold: it could be replaced while the job runs."""
+
+    untrained_seed: int | None = None
+    """If given, the file's weights are drawn anew from this seed."""
+
+    def open(self) -> LoadedModel:
+        """Load the model; raises JobError as `load_model` does, or where it is another one by now."""
+        model = load_model(self.url)
+        if model.sha256 != self.sha256:
+            raise JobError(f"{self.url} changed while it was used: {self.sha256[:12]} became {model.sha256[:12]}")
+        return model if self.untrained_seed is None else untrained_like(model, seed=self.untrained_seed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A checkpoint and what it holds."""
-
-    content: bytes
-    """Of the file."""
+    """What a checkpoint holds."""
 
     croma: Croma
+    """In evaluation mode, on the CPU."""
+
     normalisation: Normalisation
     sha256: str
     """Of weights and normalisation, see `model.pretrained.model_hash`."""
@@ -78,22 +96,17 @@ def load_model(url: str) -> LoadedModel:
         croma, normalisation = pretrained.restore(pretrained.load(io.BytesIO(content)))
     except ValueError as error:
         raise JobError(f"{url}: {error}") from error
-    return LoadedModel(
-        content=content,
-        croma=croma,
-        normalisation=normalisation,
-        sha256=pretrained.model_hash(croma, normalisation),
-    )
+    return LoadedModel(croma=croma, normalisation=normalisation, sha256=pretrained.model_hash(croma, normalisation))
 
 
-def untrained_like(model: LoadedModel, *, seed: int) -> bytes:
-    """A checkpoint with the architecture and normalisation of a model, and fresh weights."""
+def untrained_like(model: LoadedModel, *, seed: int) -> LoadedModel:
+    """The architecture and normalisation of a model, with fresh weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = Croma(model.croma.config)
-    content = io.BytesIO()
-    pretrained.save(pretrained.to_checkpoint(fresh, model.normalisation), content)
-    return content.getvalue()
+        croma = Croma(model.croma.config).eval()
+    return LoadedModel(
+        croma=croma, normalisation=model.normalisation, sha256=pretrained.model_hash(croma, model.normalisation)
+    )
 
 
 def check_units(layout: Layout, normalisation: Normalisation) -> None:
@@ -127,21 +140,20 @@ def encode(
 class Encoder:
     """What each actor runs: some models, loaded once, over batch after batch."""
 
-    def __init__(self, checkpoints: Mapping[str, Any], outputs: Sequence[str], *, gpu: bool, bfloat16: bool) -> None:
-        self.models = {
-            name: pretrained.restore(pretrained.load(io.BytesIO(ray.get(reference))))
-            for name, reference in checkpoints.items()
-        }
-        for croma, _ in self.models.values():
-            croma.to("cuda" if gpu else "cpu")
+    def __init__(
+        self, sources: Mapping[str, ModelSource], outputs: Sequence[str], *, gpu: bool, bfloat16: bool
+    ) -> None:
+        self.models = {name: source.open() for name, source in sources.items()}
+        for model in self.models.values():
+            model.croma.to("cuda" if gpu else "cpu")
         self.outputs = outputs
         self.bfloat16 = bfloat16
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Replace the images of a batch by their `model/output`; other columns stay."""
         columns = {name: values for name, values in batch.items() if name not in MODEL_ARRAYS}
-        for name, (croma, normalisation) in self.models.items():
-            encoded = encode(croma, normalisation, batch, bfloat16=self.bfloat16)
+        for name, model in self.models.items():
+            encoded = encode(model.croma, model.normalisation, batch, bfloat16=self.bfloat16)
             columns |= {f"{name}/{output}": encoded[output] for output in self.outputs}
         return columns
 
@@ -157,7 +169,12 @@ def chips_of(store: str, rows: NDArray[np.int64], *, arrays: Sequence[str], batc
 
 
 def encoded(
-    images: Dataset, checkpoints: Mapping[str, bytes], inference: Inference, *, outputs: Sequence[str], num_images: int
+    images: Dataset,
+    sources: Mapping[str, ModelSource],
+    inference: Inference,
+    *,
+    outputs: Sequence[str],
+    num_images: int,
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Run models over a dataset of images, in a pool of actors.
 
@@ -165,7 +182,7 @@ def encoded(
 
     Args:
         images: Blocks with the model's arrays and any other columns.
-        checkpoints: Name -> content of its file.
+        sources: Name -> where its model is; all nodes must reach it, as they do the store.
         inference: How.
         outputs: Which of the models' outputs are wanted.
         num_images: In the dataset; there are never more actors than batches.
@@ -174,7 +191,7 @@ def encoded(
     pool = min(num_actors, -(-num_images // inference.batch_size))
     dataset = images.map_batches(
         Encoder,
-        fn_constructor_args=[{name: ray.put(content) for name, content in checkpoints.items()}, list(outputs)],
+        fn_constructor_args=[dict(sources), list(outputs)],
         fn_constructor_kwargs={
             "gpu": gpu,
             "bfloat16": inference.precision == "bfloat16" or (inference.precision == "auto" and gpu),

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from jobs.support.encoder import KINDS, Inference, chips_of, encoded
+from jobs.support.encoder import KINDS, Inference, ModelSource, chips_of, encoded
 from jobs.support.job import JobError, progress
 from jobs.support.probing import (
     SPLITS,
@@ -133,7 +133,7 @@ def samples_of(kept: pa.Table, *, side_px: int, group_cells: int) -> Samples:
 
 
 def encode_windows(
-    store: Store, kept: pa.Table, checkpoints: Mapping[str, bytes], inference: Inference, *, window_px: int
+    store: Store, kept: pa.Table, sources: Mapping[str, ModelSource], inference: Inference, *, window_px: int
 ) -> list[Features]:
     """Embeddings of the kept windows by every model, and their band statistics, in the order of `kept`."""
     places = {name: kept[name].to_numpy() for name in ("row", "y_px", "x_px", "window")}
@@ -147,7 +147,7 @@ def encode_windows(
         num_cpus=0.25,
     )
     outputs = [f"{kind}_embedding" for kind in KINDS]
-    batches = encoded(images, checkpoints, inference, outputs=outputs, num_images=kept.num_rows)
+    batches = encoded(images, sources, inference, outputs=outputs, num_images=kept.num_rows)
     vectors: dict[str, NDArray[np.float32]] = {}
     for batch in progress(batches, total=kept.num_rows, what="windows", amount=lambda b: len(b["window"])):
         at = np.searchsorted(places["window"], batch["window"])
