@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from jobs.support import pictures
+from jobs.support.evaluation_report import score_tables
 from jobs.support.pretraining import read_losses
 from pipeline.grid import PIXEL_M, Cell
 from pipeline.objects import Objects
@@ -41,7 +42,7 @@ def write_report(outputs: DemoOutputs, out: Objects) -> str:
         .render(
             **_dataset(version),
             **_training(Objects.at(outputs.run)),
-            evaluation=Objects.at(outputs.evaluation).get_json("metrics.json"),
+            evaluation=score_tables(Objects.at(outputs.evaluation).get_json("metrics.json")),
             **_map(Objects.at(outputs.embeddings)),
             outputs=outputs,
         )
