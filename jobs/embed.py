@@ -89,9 +89,9 @@ def main(settings: Embed) -> None:
             "period": [moment.isoformat() for moment in period],
         }
         counts = _write_coverage(out, cells, version, about)
-        names = _embed(settings, out, version, model, record, about)
+        names = sorted(["coverage.parquet", *_embed(settings, out, version, model, record, about)])
         # Last: where it is, everything else is complete.
-        out.put_json(_DONE, {**about, "request": request, "counts": counts, "files": sorted(names)})
+        out.put_json(_DONE, {**about, "request": request, "counts": counts, "files": names})
         record.outputs.update({name: f"{out.url}/{name}" for name in names})
         record.results.update(reused=False, **counts)
         log.info("%s: %s", settings.out, counts)
