@@ -34,6 +34,8 @@ _PATCH_M: Final = 1900.0
 _INCLUSION_M: Final = 650.0
 _INCLUSION_SHARE: Final = 0.12
 _STRIP_PX: Final = 120
+_CONTRAST_SPREAD: Final = np.float32(0.3)
+"""Relative standard deviation of how marked a pattern is, between parcels."""
 
 CODES: Final = np.array([cover.code for cover in LAND_COVERS], np.uint8)
 """Class index -> ESA WorldCover code."""
@@ -126,7 +128,9 @@ def _details(kind: LandCover, x_m: Floats, y_m: Floats, patch: Hashes, seed: int
     """All but the cover, for places of one class."""
     angle = uniform(patch, 3) * np.float32(np.pi)
     along, across = _turned(x_m, y_m, angle)
-    parcel = polygons(along / np.float32(1.8), across, spacing_m=210.0, seed=seed) ^ patch
+    parcel = patch  # a lake is one; land is divided
+    if kind is not WATER:
+        parcel = polygons(along / np.float32(1.8), across, spacing_m=210.0, seed=seed) ^ patch
     texture, scatter = _PATTERNS[kind.name](_Place(x_m, y_m, along, across, parcel, seed))
     return {
         "brightness": _spread(parcel, patch, 4),
@@ -134,8 +138,8 @@ def _details(kind: LandCover, x_m: Floats, y_m: Floats, patch: Hashes, seed: int
         "dryness": _spread(parcel, patch, 6),
         "lateness": _spread(parcel, patch, 7),
         "roughness": _spread(parcel, patch, 8),
-        "texture": texture,
-        "scatter": scatter,
+        "texture": texture * np.exp(_CONTRAST_SPREAD * _spread(parcel, patch, 9)),
+        "scatter": scatter * np.exp(_CONTRAST_SPREAD * _spread(parcel, patch, 10)),
         "facing": np.cos(2 * angle),
     }
 

@@ -41,12 +41,16 @@ class OpticalConditions:
     gain_spread: float = 0.10
     """Standard deviation of the overpass's gain, common to all bands."""
 
-    band_gain_spread: float = 0.03
+    band_gain_spread: float = 0.05
     light_spread: float = 0.16
     """Standard deviation of slow changes of light over the scene (sun-view geometry, adjacency)."""
 
     light_slope: float = 0.12
     """Change of light from one side of the swath to the other, per 30 km."""
+
+    residual_spread: float = 0.06
+    """Standard deviation of each of three slow fields that atmospheric correction left in, another one in every
+    band."""
 
     haze: float = 0.030
     """Mean path reflectance at 490 nm that the atmospheric correction left in."""
@@ -77,7 +81,7 @@ def bands_of(
     )
     growth = greenness(land, conditions.season_day)
     light, haze = _light_and_haze(frame, plane, conditions)
-    gains = _gains(conditions)
+    gains, loadings, residuals = _calibration(frame, plane, conditions)
     rng = np.random.default_rng(noise_seed)
     bands = {band: np.empty(_size(frame, step), np.uint16) for band, step in _steps().items()}
     for start in range(0, frame.height_px, _STRIP_PX):
@@ -92,7 +96,8 @@ def bands_of(
             opacity=sky.opacity[part],
         )
         for index, (band, step) in enumerate(_steps().items()):
-            reflectance = _block_mean(surface.reflectance(index) * gains[index], step)
+            left_in = sum(load * field[part] for load, field in zip(loadings[index], residuals, strict=True))
+            reflectance = _block_mean(surface.reflectance(index) * (gains[index] * (1 + left_in)), step)
             bands[band][start // step : (start + _STRIP_PX) // step] = _digitise(reflectance, conditions.offset_dn, rng)
     for band, step in _steps().items():
         bands[band][~_grow(valid, 6 // step)] = 0
@@ -149,10 +154,14 @@ def _light_and_haze(frame: Frame, plane: Plane, conditions: OpticalConditions) -
     return light, np.maximum(conditions.haze + conditions.haze_spread * veil, 0.0)
 
 
-def _gains(conditions: OpticalConditions) -> Floats:
+def _calibration(frame: Frame, plane: Plane, conditions: OpticalConditions) -> tuple[Floats, Floats, list[Floats]]:
+    """Gain per band, and slow fields with each band's share in them."""
     rng = np.random.default_rng(conditions.seed + 1)
     common = rng.normal(0, conditions.gain_spread)
-    return np.exp(common + rng.normal(0, conditions.band_gain_spread, len(OPTICAL_BANDS))).astype(np.float32)
+    gains = np.exp(common + rng.normal(0, conditions.band_gain_spread, len(OPTICAL_BANDS))).astype(np.float32)
+    loadings = rng.normal(0, conditions.residual_spread, (len(OPTICAL_BANDS), 3)).astype(np.float32)
+    seeds = range(conditions.seed + 13, conditions.seed + 16)
+    return gains, loadings, [smooth_field(frame, plane, spacing_m=_NUISANCE_M, seed=seed) for seed in seeds]
 
 
 def _digitise(reflectance: Floats, offset_dn: int, rng: np.random.Generator) -> Pixels:
