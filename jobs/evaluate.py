@@ -20,6 +20,7 @@ from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_unit
 from jobs.support.evaluation import (
     check_windows,
     count_windows,
+    draw_windows,
     encode_windows,
     find_windows,
     leave_out_rare,
@@ -71,6 +72,9 @@ class Evaluate(JobSettings):
     rare_classes: Literal["refuse", "leave-out"] = "refuse"
     """What to do with classes that val or test windows show, but no train window."""
 
+    max_windows: int | None = Field(default=None, ge=10)
+    """Windows of each split, drawn at random; unset: all."""
+
     neighbours: int = Field(default=20, ge=1)
     """Windows of train that vote on the class of a test window, the nearest ones."""
 
@@ -81,7 +85,7 @@ class Evaluate(JobSettings):
     """Resamples behind each interval."""
 
     seed: int = 0
-    """Decides the untrained network's weights and the resamples."""
+    """Decides the untrained network's weights, the windows that are drawn and the resamples."""
 
     inference: Inference = Inference()
     """How the models are run."""
@@ -148,6 +152,8 @@ def _windows(settings: Evaluate, store: Store, version: Version) -> pa.Table:
     windows = find_windows(
         store, version, label=settings.label, window_px=settings.window_px, min_majority=settings.min_majority
     )
+    if settings.max_windows:
+        windows = draw_windows(windows, at_most=settings.max_windows, seed=settings.seed)
     if settings.rare_classes == "leave-out":
         windows = leave_out_rare(windows)
     classes = store.layout.labels[settings.label]

@@ -23,7 +23,7 @@ from small_stores import Candidate, write_model, write_store
 from jobs.evaluate import Evaluate, main
 from jobs.support.bootstrap import draw_groups, group_confusions, interval, resampled_scores, scores_of
 from jobs.support.encoder import Inference, ModelSource, encode, load_model, untrained_like
-from jobs.support.evaluation import encode_windows, find_windows, samples_of
+from jobs.support.evaluation import draw_windows, encode_windows, find_windows, samples_of
 from jobs.support.job import JobError
 from jobs.support.probing import Features, Samples, Scoreboard, run_probes
 from jobs.support.settings import parse
@@ -166,6 +166,20 @@ def test_windows_are_kept_by_their_majority_and_numbered_in_the_order_of_the_sto
     assert windows["status"].to_pylist() == ["kept"] * 4 + ["missing_labels", "no_majority", "kept", "kept"]
     assert windows["code"].to_pylist()[:4] == [10, 20, 10, 20]
     assert windows["share"].to_pylist()[1] == pytest.approx(35 / 36)
+
+
+def test_so_many_windows_of_each_split_are_drawn_by_the_seed_alone() -> None:
+    split = np.repeat(["train", "val", "test"], [30, 5, 12])
+    table = pa.table({"status": ["kept", "no_majority", "kept"] * 15 + ["kept", "kept"], "split": split})
+    draws = [draw_windows(table, at_most=8, seed=seed)["status"].to_pylist() for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    for drawn in draws:
+        counts = {s: sum(d == "kept" for d, of in zip(drawn, split, strict=True) if of == s) for s in set(split)}
+        assert counts == {"train": 8, "val": 3, "test": 8}
+        assert all(
+            (d == b) or (b == "kept" and d == "not_drawn")
+            for d, b in zip(drawn, table["status"].to_pylist(), strict=True)
+        )
 
 
 def test_cut_windows_are_the_stores_windows(store: str) -> None:

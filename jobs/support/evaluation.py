@@ -28,7 +28,7 @@ from jobs.support.probing import (
     majority_result,
     run_probes,
 )
-from jobs.support.windows import KEPT, RARE_CLASS, cut_windows, judge_windows, label_windows, window_corners
+from jobs.support.windows import KEPT, NOT_DRAWN, RARE_CLASS, cut_windows, judge_windows, label_windows, window_corners
 from pipeline.chip_table import WRITTEN
 from pipeline.feed import MODEL_ARRAYS
 from pipeline.grid import PIXEL_M, Cell, block_key
@@ -78,6 +78,17 @@ def leave_out_rare(windows: pa.Table) -> pa.Table:
         for before, code in zip(windows["status"].to_pylist(), windows["code"].to_pylist(), strict=True)
     ]
     return windows.set_column(windows.column_names.index("status"), "status", pa.array(status))
+
+
+def draw_windows(windows: pa.Table, *, at_most: int, seed: int) -> pa.Table:
+    """Mark all but so many of the kept windows of each split, drawn at random, as not drawn."""
+    rng = np.random.default_rng(seed)
+    status = np.array(windows["status"].to_pylist(), dtype=object)
+    split = np.array(windows["split"].to_pylist())
+    for each in SPLITS:
+        kept = np.flatnonzero((status == KEPT) & (split == each))
+        status[rng.permutation(kept)[at_most:]] = NOT_DRAWN
+    return windows.set_column(windows.column_names.index("status"), "status", pa.array(status.tolist()))
 
 
 def rare_classes(windows: pa.Table) -> set[int]:

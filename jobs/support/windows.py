@@ -22,6 +22,7 @@ KEPT: Final = "kept"
 MISSING_LABELS: Final = "missing_labels"
 NO_MAJORITY: Final = "no_majority"
 RARE_CLASS: Final = "rare_class"
+NOT_DRAWN: Final = "not_drawn"
 
 
 def window_corners(side_px: int, window_px: int) -> list[tuple[int, int]]:
