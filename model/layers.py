@@ -8,10 +8,15 @@ Every block normalises its input itself (pre-norm) and returns what its caller a
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+INPUT_MEAN: Final = 0.5
+INPUT_STD: Final = 0.25
+"""Mean and deviation of what `model.normalisation` makes of a band, by construction."""
 
 
 def patchify(image: Tensor, patch_px: int, kept: Tensor | None = None) -> Tensor:
@@ -115,12 +120,16 @@ class EncoderLayer(nn.Module):
         return out
 
 
+class PatchEmbedding(nn.Linear):
+    """Patches to tokens; a class of its own because it starts from other weights than other linear layers."""
+
+
 class Encoder(nn.Module):
     """The ViT of one sensor: no class token, no position embedding; positions enter through the bias alone."""
 
     def __init__(self, channels: int, patch_px: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.patch_embedding = nn.Linear(channels * patch_px**2, width)
+        self.patch_embedding = PatchEmbedding(channels * patch_px**2, width)
         self.layers = nn.ModuleList(EncoderLayer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
@@ -182,12 +191,17 @@ def initialise(module: nn.Module) -> None:
     """Set the weights of one module, not of its children; meant for `nn.Module.apply`.
 
     As the reference: linear layers uniform within 1/sqrt(inputs), LayerNorms 1 and 0, the mask token normal
-    with σ 0.02, the temperature 0.07.
+    with σ 0.02, the temperature 0.07. Other than in the reference, the patch embedding starts as if its inputs were
+    standardised: normalised pixels have mean 0.5 and σ 0.25 by construction, and what all images share would
+    otherwise outweigh what tells them apart. Any weights can still be reached, and loaded ones are not touched.
     """
     if isinstance(module, nn.Linear):
         bound = 1 / math.sqrt(module.in_features)
         for parameter in module.parameters(recurse=False):
             nn.init.uniform_(parameter, -bound, bound)
+        if isinstance(module, PatchEmbedding):
+            module.weight.mul_(1 / INPUT_STD)
+            module.bias.copy_(-INPUT_MEAN * module.weight.sum(dim=1))
     elif isinstance(module, nn.LayerNorm):
         module.reset_parameters()
     for name, parameter in module.named_parameters(recurse=False):

@@ -156,7 +156,9 @@ def offset_dn(properties: dict[str, Any], baseline: str, archive: Archive) -> in
 def _features(
     archive: Archive, collection: str, region: BaseGeometry, period: tuple[datetime, datetime] | None
 ) -> Iterator[dict[str, Any]]:
-    retry = Retry(total=5, connect=1, backoff_factor=1.0, status_forcelist=[429, 500, 502, 503, 504], allowed_methods=None)
+    retry = Retry(
+        total=5, connect=1, backoff_factor=1.0, status_forcelist=[429, 500, 502, 503, 504], allowed_methods=None
+    )
     # The server's end is inclusive; ours is not: a search up to the last microsecond before it.
     interval = (period[0], period[1] - timedelta(microseconds=1)) if period else None
     try:

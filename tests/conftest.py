@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from hypothesis import settings
+
+from pipeline.simulation.archive import write_archive
+from pipeline.simulation.profiles import PROFILES
+from pipeline.simulation.server import StacServer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +32,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: this test needs Sentinel pixels that are not in the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def simulated_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small and nasty simulated archive; not to be changed."""
+    directory = tmp_path_factory.mktemp("archive") / "simulated"
+    write_archive(directory, PROFILES["test"], seed=0, processes=2)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def simulated_stac(simulated_archive: Path) -> Iterator[str]:
+    """URL of a STAC API server over the simulated archive."""
+    with StacServer(simulated_archive) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def small_cluster() -> Iterator[None]:
+    """A Ray cluster of two CPUs in this process's name, for one test module."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300_000_000)
+    yield
+    ray.shutdown()

@@ -19,6 +19,7 @@ from pipeline.chip_table import chip_table
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 from pipeline.manifest import ITEMS_SCHEMA, MANIFEST_SCHEMA, REJECTIONS_SCHEMA
+from pipeline.screening import band_statistics
 from pipeline.store import Store
 from pipeline.types import ChipArrays
 from pipeline.versions import Version, begin
@@ -57,6 +58,7 @@ def write_store(
     *,
     request: Mapping[str, Any],
     rejections: Sequence[Mapping[str, str]] = (),
+    statistics: bool = False,
 ) -> Version:
     """Plan, build and seal a store whose rows are the candidates, in their order."""
     store = Store.create(url, layout)
@@ -73,7 +75,11 @@ def write_store(
         hashes = store.write_shard(
             shard, ((row, make_chip(row)) for row in rows if candidates[row].status == "written")
         )
-        version.write_part(shard, chip_table(_ledger_row(manifest[row], candidates[row], hashes) for row in rows))
+        ledger = [_ledger_row(manifest[row], candidates[row], hashes) for row in rows]
+        if statistics:
+            for row in ledger:
+                row["mean"], row["std"] = band_statistics(make_chip(row["row"]))
+        version.write_part(shard, chip_table(ledger))
     version.seal()
     return version
 

@@ -277,7 +277,7 @@ def test_initial_weights_follow_the_reference() -> None:
     model = CromaPretraining(TINY)
     assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
     assert model.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
-    weight = model.croma.optical_encoder.patch_embedding.weight
+    weight = model.croma.optical_encoder.layers[0].feed_forward.contract.weight
     assert weight.abs().max().item() == pytest.approx(768**-0.5, rel=0.01)
     assert weight.std().item() == pytest.approx(768**-0.5 / 3**0.5, rel=0.02)
     assert (model.croma.radar_encoder.norm.weight == 1).all()
@@ -301,3 +301,13 @@ def test_bfloat16_autocast_stays_close_to_float32() -> None:
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
     embedding = model.croma(*images())["joint_embedding"]
     assert functional.cosine_similarity(embedding, outputs["joint_embedding"].float()).min() > 0.999
+
+
+def test_the_first_layer_starts_as_if_its_inputs_were_standardised() -> None:
+    torch.manual_seed(0)
+    encoder = Croma(TINY).optical_encoder
+    standard = torch.randn(512, 12 * 64)
+    tokens = encoder.patch_embedding(0.5 + 0.25 * standard)
+    # Uniform weights within 1/sqrt(inputs) on standardised inputs: mean 0 and variance 1/3 over samples.
+    assert tokens.mean(dim=0).abs().max() < 0.15
+    torch.testing.assert_close(tokens.var(dim=0).mean(), torch.tensor(1 / 3), rtol=0.1, atol=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,8 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
 def export_model(checkpoint: Checkpoint | None, out: Objects) -> str:
     """Write model.pt, last of all: the weights without what only training needs. Returns the model's hash."""
     assert checkpoint is not None, "a run that ended well has a checkpoint"
-    with checkpoint.as_directory() as folder:
-        saved = pretrained.load(open(f"{folder}/{CHECKPOINT_FILE}", "rb"))  # noqa: PTH123, SIM115
+    with checkpoint.as_directory() as folder, (Path(folder) / CHECKPOINT_FILE).open("rb") as file:
+        saved = pretrained.load(file)
     model, normalisation = pretrained.restore_pretraining(saved)
     content = io.BytesIO()
     pretrained.save(pretrained.to_checkpoint(model, normalisation), content)

@@ -6,10 +6,10 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.support.driver_lease import is_gone, kept_alive, owner
 from jobs.support.job import JobError, connect, progress
@@ -113,6 +113,13 @@ class RegionBuild(JobSettings):
 
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
     """The job fails if more than this fraction of the candidate chips could not be read."""
+
+    @model_validator(mode="after")
+    def _blocks_fit_shards(self) -> Self:
+        if self.block_cells**2 > self.shard_chips:
+            chips = self.block_cells**2
+            raise ValueError(f"block_cells={self.block_cells}: {chips} chips do not fit shard_chips={self.shard_chips}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,8 +165,10 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False):
-        name = ".".join(str(part) for part in problem["loc"]) or "settings"
-        if problem["type"] == "missing":
+        name = ".".join(str(part) for part in problem["loc"])
+        if not name:
+            lines.append(problem["msg"].removeprefix("Value error, "))
+        elif problem["type"] == "missing":
             lines.append(f"{name} is required and was not given")
         else:
             lines.append(f"{name}={problem['input']!r}: {problem['msg']}")

@@ -1,0 +1,93 @@
+"""pretrain as a user runs it: real Ray Train with two workers on a real store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.pretrain import Pretrain, main
+from jobs.support.job import JobError
+from jobs.support.pretraining import pooled_statistics, read_losses
+from jobs.support.settings import parse
+from model.pretrained import load, restore
+from pipeline.grid import Cell
+from pipeline.objects import Objects
+from pipeline.store import StoreError
+from pipeline.versions import latest_sealed
+from tests.sample_chips import LAYOUT, make_chip
+from tests.small_stores import Candidate, write_store
+
+pytestmark = [
+    # Ray's own settings object warns about its own fields when it is copied.
+    pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context"),
+    pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data._internal"),
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores") / "chips.zarr"
+    splits = ["train"] * 9 + ["test", "buffer"]
+    cells = [Cell(epsg=32633, column=100 + n, row=2000, side_m=240) for n in range(len(splits))]
+    candidates = [Candidate(cell=cell, split=split) for cell, split in zip(cells, splits, strict=True)]
+    version = write_store(str(folder), LAYOUT, candidates, make_chip, request={"test": 1}, statistics=True)
+    assert version.state == "sealed"
+    return folder
+
+
+def settings(store: Path, out: Path, **more: object) -> Pretrain:
+    values = {"store": store, "out": out, "size": "tiny", "epochs": 2, "crop_px": 24, "global_batch": 4, **more}
+    return parse(Pretrain, [f"{key}={value}" for key, value in values.items()])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_cluster")
+def test_two_workers_train_and_the_same_command_goes_on(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    main(settings(store, out, num_workers=2, cpus_per_worker=0.5, crops_per_chip=2))
+    steps = read_losses(Objects.at(out))
+    seen = [step["samples"] for step in steps]
+    assert seen == [4 * (n + 1) for n in range(len(steps))]
+    assert {step["epoch"] for step in steps} == {0, 1}
+    with (out / "model.pt").open("rb") as file:
+        croma, normalisation = restore(load(file))
+    assert normalisation.source.startswith("training chips of")
+    before = {name: value.clone() for name, value in croma.state_dict().items()}
+
+    # Complete: nothing is done again.
+    main(settings(store, out, num_workers=2, cpus_per_worker=0.5, crops_per_chip=2))
+    assert read_losses(Objects.at(out)) == steps
+
+    # As if the run had been killed after its last checkpoint: it ends with the same weights, without another step.
+    (out / "model.pt").unlink()
+    main(settings(store, out, num_workers=2, cpus_per_worker=0.5, crops_per_chip=2))
+    with (out / "model.pt").open("rb") as file:
+        again = restore(load(file))[0].state_dict()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    assert read_losses(Objects.at(out)) == steps
+
+    with pytest.raises(JobError, match=r"holds another run: learning_rate"):
+        main(settings(store, out, num_workers=2, cpus_per_worker=0.5, crops_per_chip=2, learning_rate=0.5))
+
+
+def test_what_cannot_be_trained_on_is_refused_before_anything_starts(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store at"):
+        main(settings(tmp_path / "nothing.zarr", tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"crop_px=2400 is larger"):
+        main(settings(store, tmp_path / "run", crop_px=2400))
+    with pytest.raises(ValueError, match="global_batch=4 is no multiple of num_workers=3"):
+        main(settings(store, tmp_path / "run", num_workers=3))
+    with pytest.raises(JobError, match="fewer than one global batch"):
+        main(settings(store, tmp_path / "run", global_batch=4096))
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_of_chips_pool_to_those_of_all_their_pixels(store: Path) -> None:
+    chips = latest_sealed(str(store)).chips()
+    mean, std = pooled_statistics(chips)
+    rows = [row for row in chips.to_pylist() if row["status"] == "written" and row["split"] == "train"]
+    assert mean[0] == pytest.approx(sum(row["mean"][0] for row in rows) / len(rows), rel=1e-5)
+    second = sum(row["std"][0] ** 2 + row["mean"][0] ** 2 for row in rows) / len(rows)
+    assert std[0] == pytest.approx((second - mean[0] ** 2) ** 0.5, rel=1e-4)
