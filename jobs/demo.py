@@ -41,8 +41,8 @@ class Demo(JobSettings):
     archive: Literal["simulated", "planetary-computer"] = "simulated"
     """A small archive made and served on this machine, or the real one (needs a network and a subscription key)."""
 
-    epochs: int = 12
-    """Times that pretraining sees every sample."""
+    profile: Literal["demo", "test"] = "demo"
+    """Simulated archive: demo takes some minutes and has enough to learn from, test is small and only shows the way."""
 
     seed: int = 0
     """Of the archive, the splits and the training."""
@@ -98,8 +98,8 @@ def _jobs(settings: Demo, outputs: DemoOutputs, place: Place) -> dict[str, dict[
             "period": place.period,
             "store": outputs.store,
             "labels": "worldcover",
-            # Blocks larger than this would hold out nothing of so small a region.
-            "splits.block_cells": 2,
+            # Larger blocks, or a buffer, would leave little of so small a region.
+            "splits.block_cells": 2 if settings.profile == "demo" else 1,
             "splits.buffer_cells": 0,
             "splits.val_fraction": 0.15,
             "splits.test_fraction": 0.25,
@@ -108,17 +108,22 @@ def _jobs(settings: Demo, outputs: DemoOutputs, place: Place) -> dict[str, dict[
             "store": outputs.store,
             "out": outputs.run,
             "size": "tiny",
-            "epochs": settings.epochs,
-            "crops_per_chip": 2,
-            "global_batch": 64,
+            # Two CPUs have a few minutes: small crops, which the model then reads larger images with as well.
+            "crop_px": 72,
+            "crops_per_chip": 6,
+            "epochs": 14 if settings.profile == "demo" else 1,
+            "global_batch": 64 if settings.profile == "demo" else 4,
             "num_workers": 2,
-            "learning_rate": 1e-3,
+            "learning_rate": 5e-4,
             "seed": settings.seed,
         },
         "evaluate": {
             "model": f"{outputs.run}/model.pt",
             "store": outputs.store,
             "label": "worldcover",
+            "window_px": 72,
+            "max_windows": 500,
+            "rare_classes": "leave-out",
             "out": outputs.evaluation,
             "seed": settings.seed,
         },
@@ -147,19 +152,20 @@ def _archive(settings: Demo, out: Path) -> Iterator[Place]:
         require_account(archive_named(settings.archive))
         yield _place_without_archive(settings)
         return
+    # Only here: the real archive needs neither the simulator nor what it needs.
     from pipeline.simulation.archive import write_archive
     from pipeline.simulation.profiles import PROFILES
     from pipeline.simulation.server import StacServer
 
-    write_archive(out / "archive", PROFILES["demo"], seed=settings.seed, processes=os.cpu_count() or 1)
+    write_archive(out / "archive", PROFILES[settings.profile], seed=settings.seed, processes=os.cpu_count() or 1)
     with StacServer(out / "archive") as server:
         log.info("the simulated archive answers at %s", server.url)
-        yield _simulated(server.url)
+        yield _simulated(server.url, settings.profile)
 
 
 def _place_without_archive(settings: Demo) -> Place:
     if settings.archive == "simulated":
-        return _simulated("http://127.0.0.1:PORT")
+        return _simulated("http://127.0.0.1:PORT", settings.profile)
     # Around Freising: fields, forest, a town and the Isar, near the border of zones 32 and 33.
     return Place(
         url=settings.archive,
@@ -170,10 +176,10 @@ def _place_without_archive(settings: Demo) -> Place:
     )
 
 
-def _simulated(url: str) -> Place:
+def _simulated(url: str, name: str) -> Place:
     from pipeline.simulation.profiles import PROFILES
 
-    profile = PROFILES["demo"]
+    profile = PROFILES[name]
     region, embed_region = (",".join(map(str, box)) for box in (profile.region, profile.embed_region))
     return Place(url=url, region=region, embed_region=embed_region, period=profile.period, embed_period="2022-07")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,12 +19,12 @@ from pathlib import Path
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.support.job import JobError
+from pipeline.processes import die_with_parent, free_port
 
 log = logging.getLogger(__name__)
 
 _START_S = 90.0
 _STOP_S = 30.0
-_PR_SET_PDEATHSIG = 1
 _OBJECT_STORE_BYTES = 600_000_000
 
 
@@ -76,7 +74,7 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
     """
     # Unix sockets under it must stay below 107 characters.
     temp = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # private to this user, and short
-    dashboard = _free_port()
+    dashboard = free_port()
     token = secrets.token_hex(32)
     environment = {
         **os.environ,
@@ -92,7 +90,7 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0", f"--num-cpus={num_cpus}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true",
-        f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
         "--node-ip-address=127.0.0.1", f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--temp-dir={temp}",
     ]  # fmt: skip
     with (temp / "head.log").open("w") as output:
@@ -107,12 +105,6 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
     finally:
         _stop(head)
         shutil.rmtree(temp, ignore_errors=True)
-
-
-def die_with_parent() -> None:
-    """In a child before it runs: be sent SIGTERM when the parent ends, even if it is killed. Linux only."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_for(head: subprocess.Popen[bytes], address: str, token: str, output: Path) -> JobSubmissionClient:
@@ -136,9 +128,3 @@ def _stop(head: subprocess.Popen[bytes]) -> None:
         log.warning("the Ray head (pid %d) did not stop in %.0f s and is killed", head.pid, _STOP_S)
         head.kill()
         head.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

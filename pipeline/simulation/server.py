@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,8 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from pipeline.processes import die_with_parent, free_port
 
 _START_LIMIT_S = 30.0
 
@@ -30,12 +31,13 @@ class StacServer:
         files = sorted([*self.directory.glob("collections/*.json"), *self.directory.glob("items/*.json")])
         if not files:
             raise ValueError(f"no archive at {self.directory}: no collections or items to serve")
-        address = f"127.0.0.1:{_free_port()}"
+        address = f"127.0.0.1:{free_port()}"
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(  # noqa: S603
             [_executable(), "serve", "--addr", address, *map(str, files)],
             stdout=subprocess.DEVNULL,
             stderr=self._log,
+            preexec_fn=die_with_parent,
         )
         self.url = f"http://{address}"
         try:
@@ -90,10 +92,3 @@ def _executable() -> str:
     if not found:
         raise ValueError("serving an archive needs rustac: pip install 'twinlook[demo]'")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
