@@ -41,7 +41,7 @@ from pipeline.simulation.radar import NODATA, RadarConditions, backscatter_of
 from pipeline.simulation.scenes import LabelScene, OpticalScene, RadarScene, Scene, sun_position
 from pipeline.simulation.stac_collections import collections
 
-SIMULATOR_VERSION = 2
+SIMULATOR_VERSION = 3
 """Raise with every change of the pixels or items: an archive of another version is not reused."""
 
 MARKER = "archive.json"

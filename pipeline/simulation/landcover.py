@@ -34,7 +34,7 @@ _PATCH_M: Final = 1900.0
 _INCLUSION_M: Final = 650.0
 _INCLUSION_SHARE: Final = 0.12
 _STRIP_PX: Final = 120
-_CONTRAST_SPREAD: Final = np.float32(0.3)
+_CONTRAST_SPREAD: Final = np.float32(0.2)
 """Relative standard deviation of how marked a pattern is, between parcels."""
 
 CODES: Final = np.array([cover.code for cover in LAND_COVERS], np.uint8)

@@ -42,10 +42,10 @@ class RadarConditions:
     incidence_slope_deg: float = 6.0
     """Change of incidence across the swath, per 30 km (steeper than in orbit, as areas here are small)."""
 
-    attenuation_spread_db: float = 1.3
+    attenuation_spread_db: float = 1.0
     """Standard deviation of what rain and wet canopies take or add, over kilometres."""
 
-    wetness_spread_db: float = 1.8
+    wetness_spread_db: float = 1.3
     """Standard deviation of what soil moisture (over water: wind) adds, over kilometres."""
 
 

@@ -89,63 +89,63 @@ TREES: Final = LandCover(
     green=(0.020, 0.027, 0.045, 0.030, 0.070, 0.175, 0.215, 0.225, 0.235, 0.240, 0.115, 0.055),
     dormant=(0.025, 0.032, 0.048, 0.044, 0.075, 0.125, 0.150, 0.160, 0.172, 0.180, 0.125, 0.068),
     greenness=(0.25, 1.0), peak_day=185, season_days=55, spread_days=15,
-    brightness_spread=0.22, optical_contrast=0.24,
+    brightness_spread=0.22, optical_contrast=0.34,
     gamma0_db=(-8.6, -14.2), growth_db=(0.3, 0.5), slope_db_deg=-0.02, wetness=0.25,
-    radar_spread_db=0.9, radar_contrast_db=2.6,
+    radar_spread_db=0.9, radar_contrast_db=3.2,
 )  # fmt: skip
 SHRUBS: Final = LandCover(
     code=20, name="shrubland", share=0.13,
     green=(0.028, 0.036, 0.060, 0.045, 0.095, 0.200, 0.245, 0.260, 0.272, 0.275, 0.180, 0.100),
     dormant=(0.038, 0.050, 0.074, 0.078, 0.112, 0.155, 0.178, 0.192, 0.206, 0.212, 0.205, 0.130),
     greenness=(0.2, 0.9), peak_day=170, season_days=60, spread_days=20,
-    brightness_spread=0.22, optical_contrast=0.22,
+    brightness_spread=0.22, optical_contrast=0.31,
     gamma0_db=(-10.2, -16.4), growth_db=(0.5, 1.0), slope_db_deg=-0.06, wetness=0.6,
-    radar_spread_db=1.0, radar_contrast_db=2.6,
+    radar_spread_db=1.0, radar_contrast_db=3.2,
 )  # fmt: skip
 GRASS: Final = LandCover(
     code=30, name="grassland", share=0.18,
     green=(0.035, 0.042, 0.082, 0.052, 0.130, 0.320, 0.395, 0.410, 0.430, 0.435, 0.210, 0.112),
     dormant=(0.050, 0.065, 0.100, 0.105, 0.160, 0.215, 0.240, 0.255, 0.275, 0.285, 0.290, 0.200),
     greenness=(0.15, 0.95), peak_day=150, season_days=60, spread_days=28,
-    brightness_spread=0.22, optical_contrast=0.2,
+    brightness_spread=0.22, optical_contrast=0.28,
     gamma0_db=(-11.8, -17.8), growth_db=(0.6, 1.2), slope_db_deg=-0.10, wetness=1.0,
-    radar_spread_db=1.0, radar_contrast_db=2.4,
+    radar_spread_db=1.0, radar_contrast_db=3.0,
 )  # fmt: skip
 CROPS: Final = LandCover(
     code=40, name="cropland", share=0.19,
     green=(0.030, 0.038, 0.075, 0.045, 0.120, 0.330, 0.415, 0.435, 0.455, 0.460, 0.190, 0.095),
     dormant=(0.065, 0.080, 0.112, 0.138, 0.172, 0.200, 0.220, 0.235, 0.255, 0.265, 0.320, 0.255),
     greenness=(0.05, 1.0), peak_day=170, season_days=42, spread_days=38,
-    brightness_spread=0.22, optical_contrast=0.22,
+    brightness_spread=0.22, optical_contrast=0.31,
     gamma0_db=(-11.6, -18.4), growth_db=(0.8, 2.2), slope_db_deg=-0.12, wetness=1.0,
-    radar_spread_db=1.0, radar_contrast_db=2.6,
+    radar_spread_db=1.0, radar_contrast_db=3.2,
 )  # fmt: skip
 BUILT: Final = LandCover(
     code=50, name="built-up", share=0.11,
     green=(0.060, 0.070, 0.095, 0.090, 0.130, 0.210, 0.240, 0.255, 0.260, 0.262, 0.205, 0.150),
     dormant=(0.085, 0.100, 0.120, 0.130, 0.145, 0.160, 0.170, 0.180, 0.186, 0.190, 0.205, 0.180),
     greenness=(0.1, 0.6), peak_day=180, season_days=60, spread_days=15,
-    brightness_spread=0.22, optical_contrast=0.24,
+    brightness_spread=0.22, optical_contrast=0.34,
     gamma0_db=(-8.8, -15.8), growth_db=(0.0, 0.3), slope_db_deg=-0.06, wetness=0.2,
-    radar_spread_db=1.2, radar_contrast_db=2.8,
+    radar_spread_db=1.2, radar_contrast_db=3.5,
 )  # fmt: skip
 BARE: Final = LandCover(
     code=60, name="bare or sparse vegetation", share=0.06,
     green=(0.060, 0.075, 0.110, 0.120, 0.160, 0.210, 0.235, 0.250, 0.265, 0.270, 0.290, 0.220),
     dormant=(0.085, 0.106, 0.146, 0.180, 0.205, 0.222, 0.236, 0.248, 0.262, 0.268, 0.335, 0.285),
     greenness=(0.0, 0.25), peak_day=150, season_days=50, spread_days=20,
-    brightness_spread=0.22, optical_contrast=0.2,
+    brightness_spread=0.22, optical_contrast=0.28,
     gamma0_db=(-13.2, -20.5), growth_db=(0.5, 1.0), slope_db_deg=-0.15, wetness=1.2,
-    radar_spread_db=1.2, radar_contrast_db=2.6,
+    radar_spread_db=1.2, radar_contrast_db=3.2,
 )  # fmt: skip
 WETLAND: Final = LandCover(
     code=90, name="herbaceous wetland", share=0.06,
     green=(0.030, 0.038, 0.062, 0.048, 0.100, 0.205, 0.250, 0.262, 0.272, 0.272, 0.135, 0.072),
     dormant=(0.035, 0.045, 0.065, 0.064, 0.095, 0.130, 0.148, 0.158, 0.166, 0.168, 0.118, 0.070),
     greenness=(0.15, 0.9), peak_day=200, season_days=50, spread_days=20,
-    brightness_spread=0.22, optical_contrast=0.22,
+    brightness_spread=0.22, optical_contrast=0.31,
     gamma0_db=(-11.0, -17.6), growth_db=(1.0, 1.5), slope_db_deg=-0.10, wetness=0.9,
-    radar_spread_db=1.2, radar_contrast_db=2.8,
+    radar_spread_db=1.2, radar_contrast_db=3.5,
 )  # fmt: skip
 
 LAND_COVERS: Final = (WATER, TREES, SHRUBS, GRASS, CROPS, BUILT, BARE, WETLAND)
