@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
-from pipeline.simulation.frame import Frame, Plane, enlarge
+from pipeline.simulation.fields import nodes_of, over_pixels
+from pipeline.simulation.frame import Frame, Plane
 from pipeline.simulation.noise import Floats, fractal
 
-_NODE_PX: Final = 6
 _CLOUD_M: Final = 3200.0
 _CIRRUS_M: Final = 5200.0
 _HEIGHT_M: Final = 1300.0
@@ -52,20 +52,19 @@ def sky_over(
         sun_azimuth_deg: Direction of the sun, clockwise from north.
         seed: Of the overpass.
     """
-    x_m, y_m = _nodes(frame).on_plane(plane)
+    x_m, y_m = nodes_of(frame).on_plane(plane)
     length_m = _HEIGHT_M * np.tan(np.deg2rad(sun_zenith_deg))
     # A place lies in the shadow of the cloud that stands between it and the sun.
     to_cloud_x = np.float32(length_m * np.sin(np.deg2rad(sun_azimuth_deg)))
     to_cloud_y = np.float32(length_m * np.cos(np.deg2rad(sun_azimuth_deg)))
-    shape = frame.height_px, frame.width_px
     opacity = _water_clouds(x_m, y_m, cloud_fraction, seed)
     shadow = _water_clouds(x_m + to_cloud_x, y_m + to_cloud_y, cloud_fraction, seed)
     high = fractal(x_m, y_m, spacing_m=_CIRRUS_M, seed=seed + 7, octaves=2)
     cirrus = 0.25 * np.clip(high - 1.3, 0.0, 1.0) if cloud_fraction else np.zeros_like(opacity)
     return Sky(
-        opacity=enlarge(opacity, _NODE_PX, shape),
-        cirrus=enlarge(cirrus, _NODE_PX, shape),
-        shadow=enlarge(shadow, _NODE_PX, shape),
+        opacity=over_pixels(opacity, frame),
+        cirrus=over_pixels(cirrus, frame),
+        shadow=over_pixels(shadow, frame),
     )
 
 
@@ -79,30 +78,10 @@ def scene_classification(sky: Sky, green: NDArray[np.bool_], water: NDArray[np.b
     ).astype(np.uint8)
 
 
-def _nodes(frame: Frame) -> Frame:
-    """Every sixth pixel of the frame, and one beyond; node k sits on the centre of pixel 6k."""
-    half = (_NODE_PX - 1) / 2 * frame.resolution
-    return Frame(
-        epsg=frame.epsg,
-        left=frame.left - half,
-        top=frame.top + half,
-        resolution=frame.resolution * _NODE_PX,
-        width_px=frame.width_px // _NODE_PX + 2,
-        height_px=frame.height_px // _NODE_PX + 2,
-    )
-
-
-def smooth_field(frame: Frame, plane: Plane, *, spacing_m: float, seed: int, octaves: int = 1) -> Floats:
-    """Noise with standard deviation 1 over a frame, for features far wider than a pixel."""
-    x_m, y_m = _nodes(frame).on_plane(plane)
-    nodes = fractal(x_m, y_m, spacing_m=spacing_m, seed=seed, octaves=octaves)
-    return enlarge(nodes, _NODE_PX, (frame.height_px, frame.width_px))
-
-
 def _water_clouds(x_m: Floats, y_m: Floats, cloud_fraction: float, seed: int) -> Floats:
     if cloud_fraction <= 0:
         return np.zeros(np.broadcast(x_m, y_m).shape, np.float32)
     billows = fractal(x_m, y_m, spacing_m=_CLOUD_M, seed=seed, octaves=4)
-    threshold = np.float32(ndtri(1.0 - cloud_fraction))
+    threshold = np.float32(NormalDist().inv_cdf(1.0 - cloud_fraction))
     opacity: Floats = np.clip((billows - threshold) * np.float32(2.5) + np.float32(0.5), 0.0, 1.0)
     return opacity

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bands import NATIVE_GROUPS, OPTICAL_BANDS, RESOLUTION_M
-from pipeline.simulation.clouds import SCL_NODATA, Sky, scene_classification, sky_over, smooth_field
+from pipeline.simulation.clouds import SCL_NODATA, Sky, scene_classification, sky_over
+from pipeline.simulation.fields import smooth_field
 from pipeline.simulation.frame import Frame, Plane
 from pipeline.simulation.landcover import Land, greenness
 from pipeline.simulation.noise import Floats

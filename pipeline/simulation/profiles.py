@@ -77,11 +77,11 @@ class _Block:
 
 def _demo() -> Profile:
     main = _Block(epsg=32632, column=266, row=2033, columns=10, rows=11)
-    half = _Block(epsg=32632, column=266, row=2033, columns=6, rows=11)
+    part = _Block(epsg=32632, column=266, row=2033, columns=4, rows=11)
     optical = [
         _optical(main, "S2B", "2021-09-05T10:15:59", "03.01", 0.03),
         _optical(main, "S2A", "2022-05-01T10:20:31", "04.00", 0.0, Swath(heading_deg=102.0, reach_m=7_000.0)),
-        _optical(half, "S2A", "2022-06-10T10:20:31", "04.00", 0.85, within=main),
+        _optical(part, "S2A", "2022-06-10T10:20:31", "04.00", 0.85, within=main),
         _optical(main, "S2B", "2022-06-12T10:15:59", "04.00", 0.06),
         _optical(main, "S2B", "2022-07-15T10:20:29", "05.10", 0.0),
         _optical(main, "S2B", "2022-08-31T10:15:59", "05.10", 0.04),
@@ -90,7 +90,7 @@ def _demo() -> Profile:
         _radar(main, "2021-09-05T05:26:13", False, 39.0, 0),
         _radar(main, "2022-04-29T17:07:02", True, 36.0, 1),
         _radar(main, "2022-06-13T05:26:16", False, 33.0, 2),
-        _radar(half, "2022-06-28T17:07:06", True, 36.0, 3, within=main),
+        _radar(part, "2022-06-28T17:07:06", True, 36.0, 3, within=main),
         _radar(main, "2022-07-15T17:07:07", True, 42.0, 4),
         _radar(main, "2022-09-01T17:07:10", True, 42.0, 5, Swath(heading_deg=282.0, reach_m=9_000.0)),
     ]

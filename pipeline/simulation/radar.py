@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bands import RADAR_BANDS
-from pipeline.simulation.clouds import smooth_field
+from pipeline.simulation.fields import smooth_field
 from pipeline.simulation.frame import Frame, Plane
 from pipeline.simulation.landcover import Land, greenness
 from pipeline.simulation.noise import Floats

@@ -8,6 +8,9 @@ spectral libraries (Meerdink et al. 2019, doi:10.1016/j.rse.2019.05.015; Kokaly 
 Backscatter (gamma0 in dB at 38 degrees) and its slope with incidence angle follow the C-band statistics of
 Ulaby and Dobson (1989, Handbook of Radar Scattering Statistics for Terrain) and the Sentinel-1 class means of
 the same samples (forest -8/-14 dB, pasture -11/-16 dB, fields -10 to -12/-17 dB for VV/VH).
+
+Contrasts within parcels and spreads between them are chosen, not published: patterns are more marked than in real
+scenes, and band averages say less, so that minutes of training can tell a model that learns from one that does not.
 """
 
 from __future__ import annotations
