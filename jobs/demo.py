@@ -101,8 +101,8 @@ def _jobs(settings: Demo, outputs: DemoOutputs, place: Place) -> dict[str, dict[
             # Larger blocks, or a buffer, would leave little of so small a region.
             "splits.block_cells": 2 if settings.profile == "demo" else 1,
             "splits.buffer_cells": 0,
-            "splits.val_fraction": 0.15,
-            "splits.test_fraction": 0.25,
+            "splits.val_fraction": 0.1 if settings.profile == "demo" else 0.25,
+            "splits.test_fraction": 0.25 if settings.profile == "demo" else 0.35,
         },
         "pretrain": {
             "store": outputs.store,
@@ -111,7 +111,7 @@ def _jobs(settings: Demo, outputs: DemoOutputs, place: Place) -> dict[str, dict[
             # Two CPUs have a few minutes: small crops, which the model then reads larger images with as well.
             "crop_px": 72,
             "crops_per_chip": 6,
-            "epochs": 14 if settings.profile == "demo" else 1,
+            "epochs": 18 if settings.profile == "demo" else 1,
             "global_batch": 64 if settings.profile == "demo" else 4,
             "num_workers": 2,
             "learning_rate": 5e-4,

@@ -24,7 +24,7 @@ from pipeline.processes import die_with_parent, free_port
 log = logging.getLogger(__name__)
 
 _START_S = 90.0
-_STOP_S = 30.0
+_STOP_S = 10.0
 _OBJECT_STORE_BYTES = 600_000_000
 
 
@@ -95,7 +95,12 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
     ]  # fmt: skip
     with (temp / "head.log").open("w") as output:
         head = subprocess.Popen(  # noqa: S603  # a command of our own
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+            start_new_session=True,
         )
     try:
         address = f"http://127.0.0.1:{dashboard}"
@@ -120,11 +125,25 @@ def _wait_for(head: subprocess.Popen[bytes], address: str, token: str, output: P
 
 
 def _stop(head: subprocess.Popen[bytes]) -> None:
-    """Let the head stop its own children; they end with it when it must be killed."""
+    """Let the head stop its own children; what is left of its session after a while is killed, by process id."""
     head.send_signal(signal.SIGTERM)
     try:
         head.wait(_STOP_S)
     except subprocess.TimeoutExpired:
-        log.warning("the Ray head (pid %d) did not stop in %.0f s and is killed", head.pid, _STOP_S)
-        head.kill()
-        head.wait()
+        # Ray takes half a minute to give up on workers of jobs that are over.
+        log.info("Ray is still stopping after %.0f s: ending its processes", _STOP_S)
+    for pid in _session(head.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    head.wait()
+
+
+def _session(leader: int) -> list[int]:
+    """Process ids of the session that a process leads."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            # The name in parentheses may hold spaces; the session is the fourth field after it.
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == leader:
+                found.append(int(entry.name))
+    return found
