@@ -1,0 +1,143 @@
+"""Train a tiny CROMA without Ray and probe it; what `test_learning` runs once per seed, in processes of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.support.pretraining import pooled_statistics
+from jobs.support.windows import window_corners
+from model.croma import TINY, Croma, CromaPretraining
+from model.normalisation import Normalisation, from_statistics
+from model.preprocessing import prepare
+from model.probes import fit_linear_probe, knn_scores
+from model.training import StepSettings, build_optimizer, learning_rate, train_step
+from pipeline.epochs import crop_windows
+from pipeline.store import Store
+from pipeline.versions import latest_sealed
+
+CROP_PX = 48
+WINDOW_PX = 72
+BATCH = 64
+STEPS = 200
+PEAK = 5e-4
+"""Learning rate."""
+
+_STEP_OF = {"b10": 1, "b20": 2, "b60": 6, "radar": 1}
+
+
+def accuracies(url: str, seed: int) -> dict[str, float]:
+    """Accuracy on held-out blocks, by features and probe: `trained knn`, `untrained linear`, `statistics linear`, …"""
+    torch.set_num_threads(1)
+    store, version = Store.open(url), latest_sealed(url)
+    rows = [row for row in version.chips().to_pylist() if row["status"] == "written"]
+    chips = [store.read_chip(row["row"]) for row in rows]
+    split = np.array([row["split"] for row in rows])
+    mean, std = pooled_statistics(version.chips())
+    normalisation = from_statistics(mean.tolist(), std.tolist(), source="training chips")
+    torch.manual_seed(seed)
+    model = CromaPretraining(TINY)
+    windows = labelled_windows(chips, split, np.random.default_rng(0))
+    untrained = features_of(model.croma, chips, windows, normalisation)
+    train(model, [chip for chip, name in zip(chips, split, strict=True) if name == "train"], normalisation, seed)
+    features = {
+        "trained": features_of(model.croma, chips, windows, normalisation),
+        "untrained": untrained,
+        "statistics": statistics_of(chips, windows),
+    }
+    return {
+        f"{name} {probe}": value
+        for name, values in features.items()
+        for probe, value in probe_all(values, windows).items()
+    }
+
+
+def train(model: CromaPretraining, chips: list[Any], normalisation: Normalisation, seed: int) -> None:
+    """A short pretraining, with crops, masks and turns as in the real one."""
+    optimizer = build_optimizer(model)
+    settings = StepSettings(seed=seed)
+    rng = np.random.default_rng(seed)
+    model.train()
+    for step in range(STEPS):
+        chosen = rng.choice(len(chips), BATCH, replace=False)
+        samples = np.stack([chosen, np.full(BATCH, step)], axis=1)
+        corners = crop_windows(samples, seed=seed, epoch=0, side_px=264, crop_px=CROP_PX)
+        batch = cut([chips[i] for i in chosen], corners, CROP_PX)
+        batch |= {"row": torch.from_numpy(samples[:, 0]), "k": torch.from_numpy(samples[:, 1])}
+        rate = learning_rate(step * BATCH, peak=PEAK, warmup_samples=STEPS * BATCH // 10, total_samples=STEPS * BATCH)
+        train_step(model, batch, optimizer, normalisation=normalisation, settings=settings, epoch=0, learning_rate=rate)
+
+
+def labelled_windows(chips: list[Any], split: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Up to 300 windows per split with a class that covers most of them: chip, y_px, x_px, label, split."""
+    found = []
+    for index, chip in enumerate(chips):
+        for y_px, x_px in window_corners(264, WINDOW_PX):
+            codes, counts = np.unique(
+                chip["label_worldcover"][y_px : y_px + WINDOW_PX, x_px : x_px + WINDOW_PX], return_counts=True
+            )
+            if counts.max() > 0.5 * WINDOW_PX**2:
+                found.append((index, y_px, x_px, codes[counts.argmax()], split[index]))
+    order = rng.permutation(len(found))
+    kept = [found[i] for name in ("train", "val", "test") for i in [j for j in order if found[j][4] == name][:300]]
+    index, y_px, x_px, codes, names = zip(*kept, strict=True)
+    label = np.unique(codes, return_inverse=True)[1]
+    columns = {"chip": index, "y_px": y_px, "x_px": x_px, "label": label, "split": names}
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+@torch.no_grad()
+def features_of(
+    croma: Croma, chips: list[Any], windows: Mapping[str, np.ndarray], normalisation: Normalisation
+) -> Tensor:
+    """Joint embedding of every window (M, D)."""
+    croma.eval()
+    parts = []
+    for start in range(0, len(windows["chip"]), 64):
+        part = slice(start, start + 64)
+        corners = np.stack([windows["y_px"][part], windows["x_px"][part]], axis=1)
+        images = cut([chips[i] for i in windows["chip"][part]], corners, WINDOW_PX)
+        parts.append(croma(*prepare(images, normalisation))["joint_embedding"])
+    return torch.cat(parts)
+
+
+def statistics_of(chips: list[Any], windows: Mapping[str, np.ndarray]) -> Tensor:
+    """Mean and deviation of every band of every window (M, 28), standardised."""
+    rows = []
+    for index, y_px, x_px in zip(windows["chip"], windows["y_px"], windows["x_px"], strict=True):
+        images = cut([chips[index]], np.array([[y_px, x_px]]), WINDOW_PX)
+        pixels = [images[name][0].double() for name in _STEP_OF]
+        rows.append(torch.cat([torch.cat([each.mean((1, 2)), each.std((1, 2))]) for each in pixels]))
+    values = torch.stack(rows)
+    return ((values - values.mean(0)) / values.std(0)).float()
+
+
+def probe_all(values: Tensor, windows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Accuracy of both probes on the test windows."""
+    label = torch.from_numpy(windows["label"])
+    train_, val, test = (torch.from_numpy(windows["split"] == name) for name in ("train", "val", "test"))
+    num_classes = int(label.max()) + 1
+    linear = fit_linear_probe(
+        values[train_], label[train_], values[val], label[val], num_classes=num_classes, strengths=(1e-3, 1e-2, 1e-1)
+    ).predict(values[test])
+    nearest = knn_scores(values[train_], label[train_], values[test], num_classes=num_classes).argmax(dim=1)
+    return {
+        "linear": (linear == label[test]).float().mean().item(),
+        "knn": (nearest == label[test]).float().mean().item(),
+    }
+
+
+def cut(chips: list[Any], corners: np.ndarray, size_px: int) -> dict[str, Tensor]:
+    """Windows of chips as a batch, every array on its own grid."""
+    batch = {}
+    for name, step in _STEP_OF.items():
+        windows = [
+            chip[name][:, y // step : (y + size_px) // step, x // step : (x + size_px) // step]
+            for chip, (y, x) in zip(chips, corners, strict=True)
+        ]
+        batch[name] = torch.from_numpy(np.stack(windows).astype(np.int32))
+    return batch
