@@ -1,13 +1,14 @@
 """What each land cover looks like to both sensors: reflectances, seasons and backscatter.
 
-Reflectances (12 Sentinel-2 bands, 0-1) are rounded class means of published Sentinel-2 L2A samples
-(BigEarthNet: Sumbul et al. 2021, doi:10.1109/MGRS.2021.3089174; TerraMesh: Blumenstiel et al. 2025,
-arXiv:2504.11172); built-up, dry soil and dormant vegetation follow the shapes in the ECOSTRESS and USGS
-spectral libraries (Meerdink et al. 2019, doi:10.1016/j.rse.2019.05.015; Kokaly et al. 2017, doi:10.3133/ds1035).
+Reflectances (12 Sentinel-2 bands, 0-1) are set by hand near the band means of a few published Sentinel-2 L2A
+samples (BigEarthNet: Sumbul et al. 2021, doi:10.1109/MGRS.2021.3089174; TerraMesh: Blumenstiel et al. 2025,
+arXiv:2504.11172). Built-up, dry soil and dormant vegetation are given the shapes that spectral libraries show
+(ECOSTRESS: Meerdink et al. 2019, doi:10.1016/j.rse.2019.05.015; USGS: Kokaly et al. 2017, doi:10.3133/ds1035);
+no table of theirs was copied.
 
-Backscatter (gamma0 in dB at 38 degrees) and its slope with incidence angle follow the C-band statistics of
-Ulaby and Dobson (1989, Handbook of Radar Scattering Statistics for Terrain) and the Sentinel-1 class means of
-the same samples (forest -8/-14 dB, pasture -11/-16 dB, fields -10 to -12/-17 dB for VV/VH).
+Backscatter (gamma0 in dB at 38 degrees) is set near the Sentinel-1 means of the same samples (forest -8/-14 dB,
+pasture -11/-16 dB, fields -10 to -12/-17 dB for VV/VH); that it falls with incidence, and for which covers most, is
+the behaviour that Ulaby and Dobson describe (1989, Handbook of Radar Scattering Statistics for Terrain).
 
 Contrasts within parcels and spreads between them are chosen, not published: patterns are more marked than in real
 scenes, and band averages say less, so that minutes of training can tell a model that learns from one that does not.
