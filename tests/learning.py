@@ -23,7 +23,7 @@ from pipeline.versions import latest_sealed
 CROP_PX = 48
 WINDOW_PX = 72
 BATCH = 64
-STEPS = 200
+STEPS = 240
 PEAK = 5e-4
 """Learning rate."""
 
@@ -31,7 +31,7 @@ _STEP_OF = {"b10": 1, "b20": 2, "b60": 6, "radar": 1}
 
 
 def accuracies(url: str, seed: int) -> dict[str, float]:
-    """Accuracy on held-out blocks, by features and probe: `trained knn`, `untrained linear`, `statistics linear`, …"""
+    """Accuracy on held-out blocks, by features and probe: `trained joint knn`, `statistics both linear`, …"""
     torch.set_num_threads(1)
     store, version = Store.open(url), latest_sealed(url)
     rows = [row for row in version.chips().to_pylist() if row["status"] == "written"]
@@ -44,10 +44,11 @@ def accuracies(url: str, seed: int) -> dict[str, float]:
     windows = labelled_windows(chips, split, np.random.default_rng(0))
     untrained = features_of(model.croma, chips, windows, normalisation)
     train(model, [chip for chip, name in zip(chips, split, strict=True) if name == "train"], normalisation, seed)
+    trained = features_of(model.croma, chips, windows, normalisation)
     features = {
-        "trained": features_of(model.croma, chips, windows, normalisation),
-        "untrained": untrained,
-        "statistics": statistics_of(chips, windows),
+        **{f"trained {kind}": values for kind, values in trained.items()},
+        **{f"untrained {kind}": values for kind, values in untrained.items()},
+        "statistics both": statistics_of(chips, windows),
     }
     return {
         f"{name} {probe}": value
@@ -93,16 +94,18 @@ def labelled_windows(chips: list[Any], split: np.ndarray, rng: np.random.Generat
 @torch.no_grad()
 def features_of(
     croma: Croma, chips: list[Any], windows: Mapping[str, np.ndarray], normalisation: Normalisation
-) -> Tensor:
-    """Joint embedding of every window (M, D)."""
+) -> dict[str, Tensor]:
+    """Embeddings of every window, (M, D) each: optical, radar and joint."""
     croma.eval()
-    parts = []
+    parts: dict[str, list[Tensor]] = {"optical": [], "radar": [], "joint": []}
     for start in range(0, len(windows["chip"]), 64):
         part = slice(start, start + 64)
         corners = np.stack([windows["y_px"][part], windows["x_px"][part]], axis=1)
         images = cut([chips[i] for i in windows["chip"][part]], corners, WINDOW_PX)
-        parts.append(croma(*prepare(images, normalisation))["joint_embedding"])
-    return torch.cat(parts)
+        outputs = croma(*prepare(images, normalisation))
+        for kind, values in parts.items():
+            values.append(outputs[f"{kind}_embedding"])
+    return {kind: torch.cat(values) for kind, values in parts.items()}
 
 
 def statistics_of(chips: list[Any], windows: Mapping[str, np.ndarray]) -> Tensor:
