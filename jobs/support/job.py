@@ -15,6 +15,7 @@ import ray
 from tqdm import tqdm
 
 from jobs.support.settings import JobSettings, parse
+from pipeline.catalog import SearchError
 from pipeline.signing import redact
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def run_job(settings_class: type[J], main: Callable[[J], None]) -> None:
     signal.signal(signal.SIGTERM, _ended)
     try:
         main(settings)
-    except (JobError, ValueError, OSError) as error:
+    except (JobError, SearchError, ValueError, OSError) as error:
         log.debug("failed", exc_info=True)
         sys.stderr.write(f"error: {redact(str(error))}\n")
         raise SystemExit(1) from None
