@@ -23,7 +23,7 @@ from pipeline.versions import latest_sealed
 CROP_PX = 48
 WINDOW_PX = 72
 BATCH = 64
-STEPS = 240
+STEPS = 200
 PEAK = 5e-4
 """Learning rate."""
 
@@ -74,7 +74,7 @@ def train(model: CromaPretraining, chips: list[Any], normalisation: Normalisatio
 
 
 def labelled_windows(chips: list[Any], split: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Up to 300 windows per split with a class that covers most of them: chip, y_px, x_px, label, split."""
+    """Up to 250 windows per split with a class that covers most of them: chip, y_px, x_px, label, split."""
     found = []
     for index, chip in enumerate(chips):
         for y_px, x_px in window_corners(264, WINDOW_PX):
@@ -84,7 +84,7 @@ def labelled_windows(chips: list[Any], split: np.ndarray, rng: np.random.Generat
             if counts.max() > 0.5 * WINDOW_PX**2:
                 found.append((index, y_px, x_px, codes[counts.argmax()], split[index]))
     order = rng.permutation(len(found))
-    kept = [found[i] for name in ("train", "val", "test") for i in [j for j in order if found[j][4] == name][:300]]
+    kept = [found[i] for name in ("train", "val", "test") for i in [j for j in order if found[j][4] == name][:250]]
     index, y_px, x_px, codes, names = zip(*kept, strict=True)
     label = np.unique(codes, return_inverse=True)[1]
     columns = {"chip": index, "y_px": y_px, "x_px": x_px, "label": label, "split": names}
