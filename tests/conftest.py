@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,9 +44,17 @@ def simulated_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def require_server(there: bool, reason: str) -> None:
+    """Skip a test whose server is not there; where all servers were promised to be there, fail it."""
+    if not there:
+        (pytest.fail if os.environ.get("TWINLOOK_REQUIRE_SERVERS") else pytest.skip)(reason)
+
+
 @pytest.fixture(scope="session")
 def simulated_stac(simulated_archive: Path) -> Iterator[str]:
     """URL of a STAC API server over the simulated archive."""
+    rustac = Path(sys.executable).with_name("rustac").exists() or shutil.which("rustac") is not None
+    require_server(rustac, "needs the STAC server rustac: pip install 'twinlook[demo]'")
     with StacServer(simulated_archive) as server:
         yield server.url
 

@@ -176,7 +176,9 @@ def _explain(error: ValidationError) -> str:
 
 
 def _prog(settings: type[BaseModel]) -> str:
-    return f"python -m {settings.__module__}"
+    # Run as a program, the module that holds the settings has no name of its own.
+    module = settings.__module__
+    return f"python -m {f'jobs.{Path(sys.argv[0]).stem}' if module == '__main__' else module}"
 
 
 def _refuse(message: str) -> NoReturn:
