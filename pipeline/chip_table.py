@@ -31,9 +31,15 @@ SCHEMA: Final = pa.schema(
         ("reason", pa.string()),  # why rejected; empty otherwise
         ("error", pa.string()),  # why failed; empty otherwise
         ("sha256", pa.string()),  # of the pixels; empty unless written
+        # What screening saw, of rejected chips too, as far as it looked; NaN where it did not.
         ("valid_fraction", pa.float32()),
         ("cloud_fraction", pa.float32()),
+        ("shadow_fraction", pa.float32()),
+        ("snow_fraction", pa.float32()),
         ("clear_fraction", pa.float32()),
+        ("radar_valid_fraction", pa.float32()),
+        ("border_noise_fraction", pa.float32()),
+        ("flags", pa.string()),  # what to beware of, joined by spaces, such as "offset_suspect"
         ("mean", pa.list_(pa.float32())),  # per band: optical in reflectance x 10 000, then radar in dB
         ("std", pa.list_(pa.float32())),  # NaN where a band is absent
     ]
@@ -48,9 +54,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "reason": "",
     "error": "",
     "sha256": "",
-    "valid_fraction": np.nan,
-    "cloud_fraction": np.nan,
-    "clear_fraction": np.nan,
+    **{field.name: np.nan for field in SCHEMA if field.name.endswith("_fraction")},
+    "flags": "",
     "mean": [],
     "std": [],
 }
