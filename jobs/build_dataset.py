@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
+from jobs.support.candidates import find_candidates
 from jobs.support.job import run_job
-from jobs.support.region_build import RegionBuild, Splits, build_store, find_candidates, say_plan
+from jobs.support.region_build import build_store, say_plan
+from jobs.support.region_settings import RegionBuild, Splits, content_request
 from jobs.support.run_record import recorded
 from pipeline.splits import SplitRules
 
@@ -45,7 +47,7 @@ def main(settings: BuildDataset) -> None:
         version = build_store(
             settings,
             settings.store,
-            content_request(settings),
+            content_request(settings, **settings.model_dump(mode="json", include={"per_cell", "labels", "splits"})),
             splits,
             record,
             per_cell=settings.per_cell,
@@ -55,15 +57,6 @@ def main(settings: BuildDataset) -> None:
         record.outputs["store"] = {"url": settings.store, "version": version.number}
         for name, value in record.results.items():
             log.info("%s: %s", name.replace("_", " "), value)
-
-
-def content_request(settings: RegionBuild) -> dict[str, object]:
-    """The settings that decide what is in the store; the rest may differ between runs that complete it."""
-    elsewhere = {"dry_run", "ray_address", "run_dir", "store", "max_failed_fraction"}
-    request = settings.model_dump(mode="json", exclude=elsewhere)
-    # A local archive may be served at another port the next time.
-    request["archive"] = settings.archive if "://" not in settings.archive else "local"
-    return request
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
+from jobs.support.candidates import find_candidates
 from jobs.support.coverage import EMBEDDED, coverage
 from jobs.support.embedding import (
     coverage_file,
@@ -24,9 +25,9 @@ from jobs.support.embedding import (
 )
 from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model, quiet
 from jobs.support.job import JobError, connect, run_job
-from jobs.support.region_build import RegionBuild, build_store, find_candidates, say_plan
+from jobs.support.region_build import build_store, say_plan
+from jobs.support.region_settings import RegionBuild, content_request
 from jobs.support.run_record import RunRecord, recorded
-from jobs.support.settings import JobSettings
 from pipeline.canonical import differences
 from pipeline.grid import PIXEL_M, Cell, cells_covering
 from pipeline.objects import Objects
@@ -41,7 +42,7 @@ _DONE = "embeddings.json"
 """Written last: where it is, everything else is complete."""
 
 # One pair per cell, and every cell that touches the region, so that zones overlap rather than leave slivers.
-_HOW: dict[str, Any] = {"per_cell": "one", "owners_only": False, "labels": []}
+CHIPS_OF_A_MAP: Final[dict[str, Any]] = {"per_cell": "one", "owners_only": False, "labels": []}
 _NO_SPLITS = SplitRules(block_cells=16, val_fraction=0, test_fraction=0, buffer_cells=0, seed=0)
 
 
@@ -69,10 +70,13 @@ def main(settings: Embed) -> None:
     period = parse_period(settings.period)
     cells = cells_covering(parse_region(settings.region), side_m=settings.side_px * PIXEL_M, owners_only=False)
     if settings.dry_run:
-        say_plan(find_candidates(settings, **_HOW), settings)
+        say_plan(find_candidates(settings, **CHIPS_OF_A_MAP), settings)
         _say_estimate(len(cells), settings, model)
         return
-    out, request = Objects.at(settings.out), {**chips_request(settings), "model_sha256": model.sha256}
+    out, request = (
+        Objects.at(settings.out),
+        {**content_request(settings, **CHIPS_OF_A_MAP), "model_sha256": model.sha256},
+    )
     done = _done(out, request)
     with recorded(settings, job="embed", output=settings.out) as record:
         record.inputs["model"] = {"url": settings.model, "sha256": model.sha256}
@@ -80,7 +84,14 @@ def main(settings: Embed) -> None:
             log.info("%s is complete already: nothing to do", settings.out)
             record.results.update(reused=True, **done["counts"])
             return
-        version = build_store(settings, f"{out.url}/chips.zarr", chips_request(settings), _NO_SPLITS, record, **_HOW)
+        version = build_store(
+            settings,
+            f"{out.url}/chips.zarr",
+            content_request(settings, **CHIPS_OF_A_MAP),
+            _NO_SPLITS,
+            record,
+            **CHIPS_OF_A_MAP,
+        )
         check_units(Store.open(version.url).layout, model.normalisation)
         about = {
             "model_sha256": model.sha256,
@@ -132,15 +143,6 @@ def _write_coverage(out: Objects, cells: list[Cell], version: Version, about: di
     if not counts[EMBEDDED]:
         raise JobError(f"none of {len(cells)} cells has a chip: {dict(reasons)}; see {out.url}/coverage.parquet")
     return {"requested": len(cells), **counts, "reasons": dict(reasons)}
-
-
-def chips_request(settings: Embed) -> dict[str, Any]:
-    """The settings that decide the chips; the rest may differ between runs that complete them."""
-    names = RegionBuild.model_fields.keys() - JobSettings.model_fields.keys() - {"max_failed_fraction"}
-    request = settings.model_dump(mode="json", include=names)
-    # A local archive may be served at another port the next time.
-    archive = settings.archive if "://" not in settings.archive else "local"
-    return {**request, **_HOW, "archive": archive}
 
 
 def _done(out: Objects, request: dict[str, Any]) -> dict[str, Any] | None:

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any
 
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
 
+from jobs.support.candidates import Candidates, find_candidates
 from jobs.support.driver_lease import is_gone, kept_alive, owner
 from jobs.support.job import JobError, connect, progress
+from jobs.support.region_settings import RegionBuild
 from jobs.support.run_record import RunRecord
-from jobs.support.settings import Group, JobSettings
-from pipeline.archives import Archive, archive_named
-from pipeline.catalog import require_account, search, search_labels
 from pipeline.chip_table import ledger
 from pipeline.chips import Recipe
-from pipeline.grid import PIXEL_M, Cell, cells_covering
+from pipeline.grid import PIXEL_M
 from pipeline.ingest import build
 from pipeline.labels import LABEL_CLASSES
 from pipeline.manifest import items_table, plan_rows, rejections_table
 from pipeline.objects import Objects
-from pipeline.pairing import Pair, PairRules, Rejection, acquisitions, pair_cells
-from pipeline.regions import parse_period, parse_region
 from pipeline.screening import ScreenRules
 from pipeline.splits import SplitRules
 from pipeline.store import Layout, Store
@@ -37,140 +31,6 @@ log = logging.getLogger(__name__)
 _DOWNLOAD_MB_PER_CHIP = 1.9
 _STORE_MB_PER_CHIP = 0.72
 _REQUESTS_PER_CHIP = 2.3
-
-
-class Pairing(Group):
-    """Which radar look goes with which optical one."""
-
-    max_dt_days: float = Field(default=3.0, gt=0, le=60)
-    """Largest time between the two acquisitions, days."""
-
-    max_cloud_percent: float = Field(default=60.0, ge=0, le=100)
-    """Optical scenes with more cloud than this over the whole scene are not considered, percent."""
-
-    min_overlap: float = Field(default=0.999, gt=0, le=1)
-    """Smallest fraction of a cell that each footprint must cover."""
-
-
-class Screening(Group):
-    """What the pixels of a chip must be like to be kept."""
-
-    max_cloud_fraction: float = Field(default=0.2, ge=0, le=1)
-    """Largest fraction of cloud and cloud shadow among the chip's valid pixels."""
-
-    min_valid_fraction: float = Field(default=0.99, ge=0, le=1)
-    """Smallest fraction of pixels with data in both sensors."""
-
-
-class Splits(Group):
-    """Train, val and test by blocks of cells."""
-
-    block_cells: int = Field(default=16, ge=1)
-    """Side of a split block, cells."""
-
-    val_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of split blocks for choosing hyper-parameters."""
-
-    test_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of split blocks for the reported numbers."""
-
-    buffer_cells: int = Field(default=1, ge=0, le=8)
-    """Train gives up cells this near to a val or test block, cells."""
-
-
-class RegionBuild(JobSettings):
-    """What decides the chips of a region and period."""
-
-    archive: str = "planetary-computer"
-    """planetary-computer, earth-search, or the URL of a STAC API with Planetary Computer's collections."""
-
-    region: str
-    """GeoJSON file, or west,south,east,north in degrees."""
-
-    period: str
-    """2023, 2023-06, 2023-06-01 or two of these joined by a slash; the end is included."""
-
-    side_px: int = Field(default=264, ge=12, multiple_of=6)
-    """Side of a chip, pixels of 10 m."""
-
-    block_cells: int = Field(default=8, ge=1, le=16)
-    """Side of the blocks of cells that are read together, cells."""
-
-    shard_chips: int = Field(default=256, ge=1)
-    """Chips in a shard: the unit of writing and of parallel work."""
-
-    codec: Literal["lz4", "zstd", "none"] = "lz4"
-    """Compression of the chips; none for a local NVMe cache."""
-
-    pairing: Pairing = Pairing()
-    """Which radar look goes with which optical one."""
-
-    screening: Screening = Screening()
-    """What the pixels of a chip must be like to be kept."""
-
-    seed: int = 0
-    """Decides the order of units in the store and the splits."""
-
-    max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
-    """The job fails if more than this fraction of the candidate chips could not be read."""
-
-    @model_validator(mode="after")
-    def _blocks_fit_shards(self) -> Self:
-        if self.block_cells**2 > self.shard_chips:
-            chips = self.block_cells**2
-            raise ValueError(f"block_cells={self.block_cells}: {chips} chips do not fit shard_chips={self.shard_chips}")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """What the catalog offers for a region and period."""
-
-    archive: Archive
-    cells: list[Cell]
-    pairs: list[Pair]
-    rejections: list[Rejection]
-    refused_items: list[tuple[str, str]]
-    labels: dict[str, list[tuple[str, bytes]]]
-
-
-def find_candidates(
-    settings: RegionBuild, *, per_cell: Literal["all", "one"], owners_only: bool, labels: Sequence[str]
-) -> Candidates:
-    """Search and pair; no pixel is read.
-
-    Raises:
-        JobError: Nothing was found, or no pair could be made.
-        SearchError: The archive cannot be asked, or needs an account.
-    """
-    archive = archive_named(settings.archive)
-    region, period = parse_region(settings.region), parse_period(settings.period)
-    require_account(archive)
-    cells = cells_covering(region, side_m=settings.side_px * PIXEL_M, owners_only=owners_only)
-    log.info("%d cells of %d m in the region", len(cells), settings.side_px * PIXEL_M)
-    found, refused = {}, []
-    for sensor in ("optical", "radar"):
-        found[sensor], unusable = search(archive, sensor, region, period)
-        refused += unusable
-        log.info("%d %s items", len(found[sensor]), sensor)
-        for name, reason in unusable:
-            log.warning("item %s is not used: %s", name, reason)
-        if not found[sensor]:
-            collection = archive.optical_collection if sensor == "optical" else archive.radar_collection
-            raise JobError(
-                f"{archive.name} has no {collection} item over region={settings.region} in period={settings.period}; "
-                "check both against the archive's coverage"
-            )
-    rules = PairRules(**settings.pairing.model_dump(), per_cell=per_cell)
-    pairs, rejections = pair_cells(cells, acquisitions(found["optical"]), acquisitions(found["radar"]), rules)
-    log.info("%d pairs; not taken: %s", len(pairs), dict(Counter(r.reason for r in rejections)) or "none")
-    if not pairs:
-        reasons = dict(Counter(r.reason for r in rejections))
-        raise JobError(f"no pair of acquisitions can be made: {reasons}; see pairing.* in --help for the limits")
-    maps = {name: [(h, box.wkb) for _, h, box in search_labels(archive, name, region)] for name in labels}
-    return Candidates(
-        archive=archive, cells=cells, pairs=pairs, rejections=rejections, refused_items=refused, labels=maps
-    )
 
 
 def say_plan(candidates: Candidates, settings: RegionBuild) -> None:

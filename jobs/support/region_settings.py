@@ -1,0 +1,110 @@
+"""What a user says of the chips of a region and period: shared by the jobs that build a store from an archive."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal, Self
+
+import shapely
+from pydantic import Field, model_validator
+
+from jobs.support.settings import Group, JobSettings
+from pipeline.regions import parse_region
+
+
+class Pairing(Group):
+    """Which radar look goes with which optical one."""
+
+    max_dt_days: float = Field(default=3.0, gt=0, le=60)
+    """Largest time between the two acquisitions, days."""
+
+    max_cloud_percent: float = Field(default=60.0, ge=0, le=100)
+    """Optical scenes with more cloud than this over the whole scene are not considered, percent."""
+
+    min_overlap: float = Field(default=0.999, gt=0, le=1)
+    """Smallest fraction of a cell that each footprint must cover."""
+
+
+class Screening(Group):
+    """What the pixels of a chip must be like to be kept."""
+
+    max_cloud_fraction: float = Field(default=0.2, ge=0, le=1)
+    """Largest fraction of cloud and cloud shadow among the chip's valid pixels."""
+
+    min_valid_fraction: float = Field(default=0.99, ge=0, le=1)
+    """Smallest fraction of pixels with data in both sensors."""
+
+
+class Splits(Group):
+    """Train, val and test by blocks of cells."""
+
+    block_cells: int = Field(default=16, ge=1)
+    """Side of a split block, cells."""
+
+    val_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Fraction of split blocks for choosing hyper-parameters."""
+
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Fraction of split blocks for the reported numbers."""
+
+    buffer_cells: int = Field(default=1, ge=0, le=8)
+    """Train gives up cells this near to a val or test block, cells."""
+
+
+class RegionBuild(JobSettings):
+    """What decides the chips of a region and period."""
+
+    archive: str = "planetary-computer"
+    """planetary-computer, earth-search, or the URL of a STAC API with Planetary Computer's collections."""
+
+    region: str
+    """GeoJSON file, or west,south,east,north in degrees."""
+
+    period: str
+    """2023, 2023-06, 2023-06-01 or two of these joined by a slash; the end is included."""
+
+    side_px: int = Field(default=264, ge=12, multiple_of=6)
+    """Side of a chip, pixels of 10 m."""
+
+    block_cells: int = Field(default=8, ge=1, le=16)
+    """Side of the blocks of cells that are read together, cells."""
+
+    shard_chips: int = Field(default=256, ge=1)
+    """Chips in a shard: the unit of writing and of parallel work."""
+
+    codec: Literal["lz4", "zstd", "none"] = "lz4"
+    """Compression of the chips; none for a local NVMe cache."""
+
+    pairing: Pairing = Pairing()
+    """Which radar look goes with which optical one."""
+
+    screening: Screening = Screening()
+    """What the pixels of a chip must be like to be kept."""
+
+    seed: int = 0
+    """Decides the order of units in the store and the splits."""
+
+    max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
+    """The job fails if more than this fraction of the candidate chips could not be read."""
+
+    @model_validator(mode="after")
+    def _blocks_fit_shards(self) -> Self:
+        if self.block_cells**2 > self.shard_chips:
+            chips = self.block_cells**2
+            raise ValueError(f"block_cells={self.block_cells}: {chips} chips do not fit shard_chips={self.shard_chips}")
+        return self
+
+
+def content_request(settings: RegionBuild, **more: Any) -> dict[str, Any]:
+    """The settings that decide what is in a store; the rest may differ between runs that complete it.
+
+    Args:
+        settings: A job's, of which only those of `RegionBuild` count.
+        more: What else decides the content, as JSON values.
+    """
+    names = RegionBuild.model_fields.keys() - JobSettings.model_fields.keys() - {"max_failed_fraction"}
+    request = settings.model_dump(mode="json", include=names)
+    # A local archive may be served at another port the next time; a file may be moved, or hold another region.
+    request["archive"] = settings.archive if "://" not in settings.archive else "local"
+    request["region"] = hashlib.sha256(shapely.normalize(parse_region(settings.region)).wkb).hexdigest()
+    return {**request, **more}
