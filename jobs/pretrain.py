@@ -10,8 +10,10 @@ Example:
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, Literal
 
+import ray
 from pydantic import Field
 
 from jobs.support.job import JobError, connect, run_job
@@ -120,6 +122,7 @@ def main(settings: Pretrain) -> None:
             return
         say_plan(plan)
         connect(settings)
+        _leave_cpus_to_read(settings)
         with record.stage("train"):
             result = fit(plan, out)
         with record.stage("export"):
@@ -148,6 +151,19 @@ def _plan(settings: Pretrain, version: Version) -> TrainingPlan:
         )
     whole = samples - samples % settings.global_batch
     return TrainingPlan(settings=settings.model_dump(), feed=feed, num_samples=whole)
+
+
+def _leave_cpus_to_read(settings: Pretrain) -> None:
+    """Refuse to wait for ever, on a machine that will not grow, for the CPU that reads the store."""
+    if settings.ray_address or os.environ.get("RAY_ADDRESS"):
+        return
+    there, taken = ray.cluster_resources().get("CPU", 0), settings.num_workers * settings.cpus_per_worker
+    if there - taken < 1:
+        raise JobError(
+            f"num_workers={settings.num_workers} with cpus_per_worker={settings.cpus_per_worker:g} leave none of this "
+            f"machine's {there:g} CPUs to read the store; lower one of them, to {(there - 1) / settings.num_workers:g} "
+            "CPUs per worker for example"
+        )
 
 
 def _claim(out: Objects, settings: Pretrain, version: Version) -> None:

@@ -91,3 +91,9 @@ def test_statistics_of_chips_pool_to_those_of_all_their_pixels(store: Path) -> N
     assert mean[0] == pytest.approx(sum(row["mean"][0] for row in rows) / len(rows), rel=1e-5)
     second = sum(row["std"][0] ** 2 + row["mean"][0] ** 2 for row in rows) / len(rows)
     assert std[0] == pytest.approx((second - mean[0] ** 2) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.usefixtures("small_cluster")
+def test_workers_that_leave_no_cpu_to_read_are_refused_at_once(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"num_workers=2 with cpus_per_worker=1 leave none of this machine's 2 CPUs"):
+        main(settings(store, tmp_path / "run", num_workers=2))
