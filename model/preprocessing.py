@@ -42,7 +42,7 @@ def prepare(
     Args:
         batch: b10 (B, 4, h, w), b20 (B, 6, h/2, w/2), b60 (B, 2, h/6, w/6) of reflectance x 10000, 0 where there is no
             data; radar (B, 2, h, w) in centi-dB, -32768 where there is no data. A sensor may be absent. Optical
-            groups may also all be on 10 m.
+            groups may also all be on 10 m: those pixels are taken as they are.
         normalisation: Means and σ per band.
         keys: (B,) int64 per sample, from which flips and quarter turns follow, the same for both sensors; None for
             none.

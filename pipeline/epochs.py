@@ -138,7 +138,9 @@ def sample_order(window: Window, *, order: SampleOrder, epoch: int) -> NDArray[n
     return np.column_stack([rows, ks])
 
 
-def crop_windows(samples: NDArray[np.int64], *, seed: int, epoch: int, side_px: int, crop_px: int) -> NDArray[np.int64]:
+def crop_windows(
+    samples: NDArray[np.int64], *, seed: int, epoch: int, side_px: int, crop_px: int, step_px: int = WINDOW_STEP_PX
+) -> NDArray[np.int64]:
     """Where each sample's crop lies in its chip; a function of (seed, epoch, row, k) alone.
 
     Args:
@@ -147,22 +149,23 @@ def crop_windows(samples: NDArray[np.int64], *, seed: int, epoch: int, side_px: 
         epoch: Counted from 0.
         side_px: Side of the chips in 10 m pixels.
         crop_px: Side of the crops in 10 m pixels.
+        step_px: Of the layout's windows, in 10 m pixels.
 
     Returns:
-        (sample, 2): y and x of the upper left corner in 10 m pixels, multiples of 6, all equally likely.
+        (sample, 2): y and x of the upper left corner in 10 m pixels, multiples of the step, all equally likely.
 
     Raises:
-        ValueError: The crop is larger than the chip or not a multiple of 6.
+        ValueError: The crop is larger than the chip or not a multiple of the step.
     """
-    if not 0 < crop_px <= side_px or crop_px % WINDOW_STEP_PX:
-        raise ValueError(f"crop_px={crop_px} must be a multiple of {WINDOW_STEP_PX} within a chip of {side_px} px")
-    positions = np.uint64((side_px - crop_px) // WINDOW_STEP_PX + 1)
+    if not 0 < crop_px <= side_px or crop_px % step_px:
+        raise ValueError(f"crop_px={crop_px} must be a multiple of {step_px} within a chip of {side_px} px")
+    positions = np.uint64((side_px - crop_px) // step_px + 1)
     bits = np.full(len(samples), 0, dtype=np.uint64)
     for value in (np.int64(seed), np.int64(epoch), samples[:, 0], samples[:, 1]):
         bits = _mix(bits ^ np.broadcast_to(value, len(samples)).astype(np.uint64))
     # The two halves of 64 mixed bits choose y and x by their leading bits, without the bias of a remainder.
     halves = np.column_stack([bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)])
-    return ((halves * positions) >> np.uint64(32)).astype(np.int64) * WINDOW_STEP_PX
+    return ((halves * positions) >> np.uint64(32)).astype(np.int64) * step_px
 
 
 def _leave_out(

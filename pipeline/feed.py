@@ -26,7 +26,8 @@ from pipeline.versions import Version, latest_sealed
 
 Batch = dict[str, NDArray[Any]]
 """b10 (B,4,h,w) uint16, b20 (B,6,h/2,w/2) uint16, b60 (B,2,h/6,w/6) uint16, radar (B,2,h,w) int16, row (B,) int64,
-k (B,) int32; whole chips have no k. Arrays that the store lacks are left out."""
+k (B,) int32; whole chips have no k. Where the store has all bands on 10 m, b20 and b60 are h x w too. Arrays that the
+store lacks are left out."""
 
 MODEL_ARRAYS = ("b10", "b20", "b60", "radar")
 
@@ -48,7 +49,7 @@ class Feed:
 
     split: str = "train"
     crop_px: int = 120
-    """Side of a crop in 10 m pixels, a multiple of 6."""
+    """Side of a crop in 10 m pixels; a multiple of 6, unless the store has all bands on 10 m."""
 
     seed: int = 0
     crops_per_chip: int = 1
@@ -198,7 +199,14 @@ def cut_batches(store: Store, window: Window, *, feed: Feed, epoch: int) -> Iter
     layout, size_px = store.layout, feed.crop_px
     specs = _specs(store, MODEL_ARRAYS)
     samples = sample_order(window, order=feed.order, epoch=epoch)
-    corners = crop_windows(samples, seed=feed.order.seed, epoch=epoch, side_px=layout.side_px, crop_px=size_px).tolist()
+    corners = crop_windows(
+        samples,
+        seed=feed.order.seed,
+        epoch=epoch,
+        side_px=layout.side_px,
+        crop_px=size_px,
+        step_px=layout.window_step_px,
+    ).tolist()
     batch_size = feed.order.batch_size
     batches = [
         _empty(specs, samples[start : start + batch_size], size_px) for start in range(0, len(samples), batch_size)

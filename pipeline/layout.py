@@ -24,10 +24,16 @@ CODECS: Final = ("lz4", "zstd", "none")
 """blosc lz4 or zstd at level 5 with bitshuffle, or plain pixels."""
 
 WINDOW_STEP_PX: Final = 6
-"""Windows start and end at multiples of this many 10 m pixels: there 20 m and 60 m pixels have their edges too."""
+"""On native grids windows start and end at multiples of this many 10 m pixels: there 20 m and 60 m pixels have their
+edges too."""
+
+OPTICAL_GRIDS: Final = ("native", "10m")
+OPTICAL_LEVELS: Final = ("l2a", "l1c")
+RADAR_PRODUCTS: Final = ("gamma0_rtc", "sigma0_grd")
 
 LABEL_NODATA: Final = 255
 _LABEL_PREFIX: Final = "label_"
+_LABELS: Final = ("labels", "chip_labels")
 
 HARMONISATION: Final = "offset removed: reflectance x 10000 as before processing baseline 04.00"
 
@@ -67,7 +73,7 @@ class ArraySpec:
         return {"bands": list(self.bands), **{name: getattr(self, name) for name in names}}
 
     def window(self, pixels: NDArray[Any], y_px: int, x_px: int, size_px: int) -> NDArray[Any]:
-        """View of the square window of a chip: offsets and side in 10 m pixels, multiples of 6."""
+        """View of the square window of a chip: offsets and side in 10 m pixels, multiples of `step_px`."""
         y, x, size = (value // self.step_px for value in (y_px, x_px, size_px))
         return pixels[..., y : y + size, x : x + size]
 
@@ -77,7 +83,7 @@ class Layout:
     """What decides the arrays of a store; two stores of one layout hold comparable chips."""
 
     side_px: int = 264
-    """Side of a chip in 10 m pixels, a multiple of 6."""
+    """Side of a chip in 10 m pixels; where optical bands are on native grids, a multiple of 6."""
 
     shard_chips: int = 256
     """Rows per shard."""
@@ -88,30 +94,50 @@ class Layout:
     has_optical: bool = True
     has_radar: bool = True
     optical_level: str | None = "l2a"
-    """l2a or l1c; None without optical arrays. Only l2a comes with a scene classification."""
+    """l2a or l1c; None without optical arrays."""
+
+    optical_grid: str | None = "native"
+    """native: bands of 10, 20 and 60 m as the sensor has them; 10m: all on 10 m, where a source has lost the native
+    grids. The arrays have the same names and bands; None without optical arrays."""
+
+    has_classes: bool = True
+    """Whether a scene classification is there; only where l2a is on native grids."""
 
     radar_product: str | None = "gamma0_rtc"
     """gamma0_rtc or sigma0_grd; None without a radar array."""
 
     grid: str | None = "utm-cells"
-    """What the cells of the chip table are; None where chips lie anywhere."""
+    """What the cells of the chip table are; None where chips lie anywhere, each with `crs` and `transform`."""
 
     labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """Name -> code -> class name; each is an array of codes at 10 m, 255 where unlabelled."""
 
+    chip_labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """Name -> code -> class name; each is a column `label_<name>` of the chip table: one code, or a list of them."""
+
     def __post_init__(self) -> None:
-        if self.side_px <= 0 or self.side_px % WINDOW_STEP_PX:
-            raise ValueError(f"side_px must be a positive multiple of {WINDOW_STEP_PX}, got {self.side_px}")
+        if not self.has_optical:
+            object.__setattr__(self, "optical_level", None)
+            object.__setattr__(self, "optical_grid", None)
+        if not self.has_radar:
+            object.__setattr__(self, "radar_product", None)
+        if (self.optical_level, self.optical_grid) != ("l2a", "native"):
+            object.__setattr__(self, "has_classes", False)
+        self._refuse_unknown()
+        if self.side_px <= 0 or self.side_px % self.window_step_px:
+            step = f" multiple of {self.window_step_px}" if self.window_step_px > 1 else ""
+            raise ValueError(f"side_px must be a positive{step or ' number'}, got {self.side_px}")
         if self.shard_chips <= 0:
             raise ValueError(f"shard_chips must be positive, got {self.shard_chips}")
         if self.codec not in CODECS:
             raise ValueError(f"codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
         if not (self.has_optical or self.has_radar):
             raise ValueError("a store needs optical or radar arrays, or both")
-        if not self.has_optical:
-            object.__setattr__(self, "optical_level", None)
-        if not self.has_radar:
-            object.__setattr__(self, "radar_product", None)
+
+    @property
+    def window_step_px(self) -> int:
+        """Windows start and end at multiples of this many 10 m pixels: where pixels of all arrays have their edges."""
+        return WINDOW_STEP_PX if self.optical_grid == "native" else 1
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Array name -> its description, in a fixed order."""
@@ -121,21 +147,27 @@ class Layout:
     def attributes(self) -> dict[str, Any]:
         """The layout as JSON, for the attributes of the group."""
         labels = {
-            name: {"classes": {str(code): classes[code] for code in sorted(classes)}}
-            for name, classes in self.labels.items()
+            key: {
+                name: {"classes": {str(code): classes[code] for code in sorted(classes)}}
+                for name, classes in getattr(self, key).items()
+            }
+            for key in _LABELS
         }
         harmonisation = HARMONISATION if self.has_optical else None
-        return {**asdict(self), "labels": labels, "layout_version": LAYOUT_VERSION, "harmonisation": harmonisation}
+        return {**asdict(self), **labels, "layout_version": LAYOUT_VERSION, "harmonisation": harmonisation}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Layout:
         """The layout that `attributes` described; other keys are left aside."""
         labels = {
-            name: {int(code): title for code, title in label["classes"].items()}
-            for name, label in attributes.get("labels", {}).items()
+            key: {
+                name: {int(code): title for code, title in label["classes"].items()}
+                for name, label in attributes.get(key, {}).items()
+            }
+            for key in _LABELS
         }
         known = {f.name: attributes[f.name] for f in fields(cls) if f.name in attributes}
-        return cls(**{**known, "labels": labels})
+        return cls(**{**known, **labels})
 
     def check(self, row: int, chip: ChipArrays) -> None:
         """Refuse a chip that does not fit.
@@ -156,8 +188,8 @@ class Layout:
 
     def check_window(self, y_px: int, x_px: int, size_px: int) -> None:
         """Refuse a window that cuts a pixel of a coarser array or leaves the chip."""
-        if size_px <= 0 or any(value % WINDOW_STEP_PX for value in (y_px, x_px, size_px)):
-            raise ValueError(f"window ({y_px}, {x_px}, {size_px}) px is not on multiples of {WINDOW_STEP_PX}")
+        if size_px <= 0 or any(value % self.window_step_px for value in (y_px, x_px, size_px)):
+            raise ValueError(f"window ({y_px}, {x_px}, {size_px}) px is not on multiples of {self.window_step_px}")
         if not (0 <= y_px <= self.side_px - size_px and 0 <= x_px <= self.side_px - size_px):
             raise ValueError(f"window ({y_px}, {x_px}, {size_px}) px leaves a chip of {self.side_px} px")
 
@@ -167,17 +199,17 @@ class Layout:
         specs = [
             ArraySpec(
                 name=name,
-                shape=(len(bands), *self._plane(RESOLUTION_M[name])),
+                shape=(len(bands), *self._plane(self._resolution_m(name))),
                 dtype=np.dtype(np.uint16),
                 nodata=OPTICAL_NODATA,
                 bands=bands,
-                resolution_m=RESOLUTION_M[name],
+                resolution_m=self._resolution_m(name),
                 units="reflectance",
                 scale=0.0001,
             )
             for name, bands in NATIVE_GROUPS.items()
         ]
-        return [*specs, self._classes("scl")] if self.optical_level == "l2a" else specs
+        return [*specs, self._classes("scl")] if self.has_classes else specs
 
     def _radar(self) -> list[ArraySpec]:
         if not self.has_radar:
@@ -207,6 +239,19 @@ class Layout:
             units="class",
             scale=1.0,
         )
+
+    def _resolution_m(self, name: str) -> int:
+        return RESOLUTION_M[name] if self.optical_grid == "native" else PIXEL_M
+
+    def _refuse_unknown(self) -> None:
+        for name, known in (
+            ("optical_level", OPTICAL_LEVELS),
+            ("optical_grid", OPTICAL_GRIDS),
+            ("radar_product", RADAR_PRODUCTS),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
     def _plane(self, resolution_m: int) -> tuple[int, int]:
         side = self.side_px * PIXEL_M // resolution_m

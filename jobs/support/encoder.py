@@ -112,7 +112,8 @@ def untrained_like(model: LoadedModel, *, seed: int) -> LoadedModel:
 
 def check_units(layout: Layout, normalisation: Normalisation) -> None:
     """Refuse a store whose numbers mean something else than the model was trained on; raises ValueError."""
-    radar_unit = _RADAR_UNITS.get(layout.radar_product or "", f"{layout.radar_product} dB")
+    # What a store lacks cannot be in wrong units.
+    radar_unit = _RADAR_UNITS[layout.radar_product] if layout.radar_product else normalisation.radar.unit
     normalisation.check(radar_unit=radar_unit)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.bands import NATIVE_GROUPS, OPTICAL_NODATA, RADAR_BANDS, RADAR_NODATA
 from pipeline.layout import LABEL_NODATA, WINDOW_STEP_PX, ArraySpec
 from pipeline.screening import band_statistics
 
@@ -24,19 +25,29 @@ NO_MAJORITY: Final = "no_majority"
 RARE_CLASS: Final = "rare_class"
 NOT_DRAWN: Final = "not_drawn"
 
+_NO_PIXELS: Final = {
+    **{name: np.full((len(bands), 1, 1), OPTICAL_NODATA, np.uint16) for name, bands in NATIVE_GROUPS.items()},
+    "radar": np.full((len(RADAR_BANDS), 1, 1), RADAR_NODATA, np.int16),
+}
 
-def window_corners(side_px: int, window_px: int) -> list[tuple[int, int]]:
-    """Upper left corners (y, x) of the windows that fit a chip side by side, centred, at multiples of 6 px.
+
+def window_corners(side_px: int, window_px: int, *, step_px: int = WINDOW_STEP_PX) -> list[tuple[int, int]]:
+    """Upper left corners (y, x) of the windows that fit a chip side by side, centred, at multiples of the step.
+
+    Args:
+        side_px: Of the chips, in 10 m pixels.
+        window_px: Of the windows, in 10 m pixels.
+        step_px: Of the layout's windows, in 10 m pixels.
 
     Raises:
-        ValueError: The windows are larger than the chip, or not a multiple of 6.
+        ValueError: The windows are larger than the chip, or not a multiple of the step.
     """
-    if window_px % WINDOW_STEP_PX or not 0 < window_px <= side_px:
+    if window_px % step_px or not 0 < window_px <= side_px:
         raise ValueError(
-            f"window_px={window_px} must be a multiple of {WINDOW_STEP_PX} within the store's chips of {side_px} px"
+            f"window_px={window_px} must be a multiple of {step_px} within the store's chips of {side_px} px"
         )
     count = side_px // window_px
-    margin = (side_px - count * window_px) // 2 // WINDOW_STEP_PX * WINDOW_STEP_PX
+    margin = (side_px - count * window_px) // 2 // step_px * step_px
     starts = [margin + index * window_px for index in range(count)]
     return [(y, x) for y in starts for x in starts]
 
@@ -97,14 +108,14 @@ def cut_windows(
     """Cut the windows that are asked for out of a batch of chips; all chips must have some.
 
     Args:
-        batch: Chips, with both sensors.
+        batch: Chips; a sensor may be absent.
         windows: row (ascending), y_px, x_px and window (their numbers), one element per window.
         specs: Of the arrays in the batch.
         window_px: Side of a window.
 
     Returns:
         The arrays of the windows (W, ...), `window` (W,), and `band_statistics` (W, 28) as `pipeline.screening` has it:
-        means of the 14 bands, then their deviations.
+        means of the 14 bands, then their deviations; those of an absent sensor are 0.
     """
     pixels: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in specs}
     numbers: list[int] = []
@@ -116,11 +127,11 @@ def cut_windows(
             cut = {spec.name: spec.window(batch[spec.name][place], y, x, window_px) for spec in specs}
             for name, part in cut.items():
                 pixels[name].append(part)
-            means, deviations = band_statistics(cut)
+            means, deviations = band_statistics({**_NO_PIXELS, **cut})
             statistics.append([*means, *deviations])
             numbers.append(int(windows["window"][index]))
     return {
         **{name: np.stack(parts) for name, parts in pixels.items()},
         "window": np.array(numbers),
-        "band_statistics": np.array(statistics, dtype=np.float32),
+        "band_statistics": np.nan_to_num(np.array(statistics, dtype=np.float32)),
     }
