@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from pipeline.archives import Signing
 from pipeline.signing import sign
@@ -14,7 +15,12 @@ class Access(Protocol):
     """Asked before every request to an archive, and told how it went."""
 
     def sign(self, href: str) -> str:
-        """The href with a signature that is valid now; given unsigned hrefs only."""
+        """The href with a signature that is valid now; given unsigned hrefs only.
+
+        Raises:
+            SigningRefused: The archive gives no signature for it.
+            HostUnavailable: Whoever gives signatures has not answered for longer than the limits allow.
+        """
 
     def turn(self, url: str, *, requests: int = 1) -> AbstractContextManager[None]:
         """The right to send requests to the host of a URL, for the length of a ``with`` block.
@@ -31,6 +37,16 @@ class Access(Protocol):
 
 class HostUnavailable(Exception):  # noqa: N818  # what it says, as FileNotFoundError does
     """A host has been away for too long; the message names the host and no signature."""
+
+
+class SigningRefused(Exception):  # noqa: N818
+    """An archive gives no signature: the account or its key is missing, or there is no such container."""
+
+
+def host_of(url: str) -> str | None:
+    """Host, with its port if it has one, that a URL's requests go to; None for a local file."""
+    parts = urlsplit(url)
+    return parts.netloc.rpartition("@")[2].lower() or None if parts.scheme not in ("", "file") else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store, from_url
 from zarr.storage import ObjectStore
+
+from pipeline.redaction import redact as redact
 
 T = TypeVar("T")
 
@@ -200,11 +201,6 @@ def concurrently(function: Callable[[Any], T], arguments: Iterable[Any]) -> list
     """Call a function that waits for a store with many arguments at once; results in their order."""
     with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
         return list(pool.map(function, arguments))
-
-
-def redact(text: str) -> str:
-    """The text without what could be a signature or a password in a URL."""
-    return re.sub(r"\?[^\s\"')]+", "?…", re.sub(r"://[^/\s@]+@", "://…@", text))
 
 
 @contextmanager
