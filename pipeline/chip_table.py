@@ -92,49 +92,66 @@ def check(table: pa.Table) -> None:
     rows = table["row"].to_numpy()
     if np.any(np.diff(rows) <= 0):
         raise ValueError("chip table: rows must ascend, each once")
-    status = np.asarray(table["status"].to_pylist(), dtype=object)
     expected = {"sha256": WRITTEN, "reason": REJECTED, "error": FAILED}
     for column, only_with in expected.items():
-        given = np.asarray(pc.greater(pc.utf8_length(table[column]), 0).to_pylist(), dtype=bool)
-        wrong = np.flatnonzero(given != (status == only_with))
+        given = pc.fill_null(pc.greater(pc.utf8_length(table[column]), 0), fill_value=False)
+        wrong = np.flatnonzero(pc.not_equal(given, pc.equal(table["status"], only_with)).to_numpy())
         if wrong.size:
             first = int(wrong[0])
-            raise ValueError(
-                f"chip table: row {rows[first]} is {status[first]!r} with {column}={table[column][first].as_py()!r}"
-            )
-    strange = sorted(set(status) - set(STATUSES))
+            status, value = (table[name][first].as_py() for name in ("status", column))
+            raise ValueError(f"chip table: row {rows[first]} is {status!r} with {column}={value!r}")
+    strange = sorted(set(table["status"].unique().to_pylist()) - set(STATUSES))
     if strange:
         raise ValueError(f"chip table: status must be one of {', '.join(STATUSES)}, got {strange}")
 
 
 def concatenate(parts: Iterable[pa.Table]) -> pa.Table:
     """One table of several, ascending by row; columns that a part lacks are null in its rows."""
-    tables = [part for part in parts if part.num_rows]
+    tables = [part.replace_schema_metadata(None) for part in parts if part.num_rows]
     if not tables:
         return SCHEMA.empty_table()
-    return pa.concat_tables(tables, promote_options="default").sort_by("row")
+    table = pa.concat_tables(tables, promote_options="default")
+    rows = table["row"].to_numpy() if "row" in table.column_names else np.empty(0)
+    return table if np.all(np.diff(rows) > 0) else table.sort_by("row")
 
 
 def ledger(table: pa.Table) -> dict[str, Any]:
     """How many candidates there were, how many came to each status, and how many were rejected for each reason."""
-    statuses = Counter(table["status"].to_pylist())
-    reasons = Counter(reason for reason in table["reason"].to_pylist() if reason)
+    statuses, reasons = _counts(table["status"]), _counts(table["reason"])
     return {
         "requested": table.num_rows,
-        **{status: statuses[status] for status in STATUSES},
+        **{status: statuses.get(status, 0) for status in STATUSES},
+        "reasons": {reason: reasons[reason] for reason in sorted(reasons) if reason},
+    }
+
+
+def add_ledgers(ledgers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One ledger of several that have no row in common."""
+    totals: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for each in ledgers:
+        totals.update({name: each[name] for name in ("requested", *STATUSES)})
+        reasons.update(each["reasons"])
+    return {
+        **{name: totals[name] for name in ("requested", *STATUSES)},
         "reasons": dict(sorted(reasons.items())),
     }
 
 
 def mismatch(manifest: pa.Table, chips: pa.Table) -> str:
-    """Why a ledger is not that of a manifest, by the columns they share; empty if it is."""
-    odd = sorted(set(manifest["row"].to_pylist()) ^ set(chips["row"].to_pylist()))
+    """Why a ledger is not that of a manifest, by the columns they share; empty if it is. Both ascend by row."""
+    odd = np.setxor1d(manifest["row"].to_numpy(), chips["row"].to_numpy()).tolist()
     if odd:
         return f"rows {some(odd)} are not in both manifest and ledger"
     for column in FROM_MANIFEST:
-        if manifest[column].to_pylist() != chips[column].to_pylist():
+        if not manifest[column].combine_chunks().equals(chips[column].combine_chunks()):
             return f"{column} differs between manifest and ledger"
     return ""
+
+
+def equal(first: pa.Table, second: pa.Table) -> bool:
+    """Whether two chip tables say the same; unlike `pyarrow.Table.equals`, what was not looked at equals itself."""
+    return bool(_nan_as_null(first).equals(_nan_as_null(second)))
 
 
 def some(numbers: Sequence[int]) -> str:
@@ -150,3 +167,18 @@ def written_rows(table: pa.Table, *, split: str | None = None) -> NDArray[np.int
         keep = pc.and_(keep, pc.equal(table["split"], split))
     rows: NDArray[np.int64] = np.sort(table["row"].filter(keep).to_numpy())
     return rows
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    counted = pc.value_counts(column.combine_chunks()).to_pylist()
+    return {pair["values"]: pair["counts"] for pair in counted}
+
+
+def _nan_as_null(table: pa.Table) -> pa.Table:
+    for place, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            values = table[field.name]
+            table = table.set_column(place, field, pc.if_else(pc.is_nan(values), None, values))
+        elif pa.types.is_list(field.type):
+            table = table.set_column(place, field.name, pa.array([str(value) for value in table[field.name]]))
+    return table

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 
-from pipeline.grid import block_key
 from pipeline.pairing import Pair, Rejection
-from pipeline.splits import SplitRules, split_of
+from pipeline.planning import Planner, block_ids, cell_ids, splits_by_cell
+from pipeline.splits import SplitRules
 from pipeline.types import Item
 
-MANIFEST_SCHEMA = pa.schema(
+LOOKS_SCHEMA = pa.schema(
     [
-        ("row", pa.int64()),
-        ("shard", pa.int32()),
-        ("unit", pa.string()),
-        ("block", pa.string()),
-        ("cell", pa.string()),
-        ("epsg", pa.int32()),
-        ("column", pa.int32()),
-        ("cell_row", pa.int32()),
+        ("look", pa.int32()),
         ("pair", pa.string()),
         ("optical_items", pa.list_(pa.string())),
         ("radar_items", pa.list_(pa.string())),
@@ -36,10 +29,37 @@ MANIFEST_SCHEMA = pa.schema(
         ("relative_orbit", pa.int32()),
         ("baseline", pa.string()),
         ("offset_dn", pa.int32()),
+    ]
+)
+"""What a cell's candidate was seen by: one row for each set of optical and radar items, numbered from 0."""
+
+ROWS_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("shard", pa.int32()),
+        ("epsg", pa.int32()),
+        ("column", pa.int32()),
+        ("cell_row", pa.int32()),
+        ("look", pa.int32()),
+        ("split", pa.dictionary(pa.int8(), pa.string())),
+        ("overlap", pa.float32()),
+    ]
+)
+"""The manifest at rest: one row per candidate chip, in numbers alone."""
+
+_CELL = ("epsg", "column", "cell_row")
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        *(ROWS_SCHEMA.field(name) for name in ("row", "shard")),
+        *((name, pa.string()) for name in ("unit", "block", "cell")),
+        *(ROWS_SCHEMA.field(name) for name in _CELL),
+        *(field for field in LOOKS_SCHEMA if field.name != "look"),
         ("split", pa.string()),
         ("overlap", pa.float32()),
     ]
 )
+"""The manifest as it is read: rows with what their looks say, see `joined`."""
 
 ITEMS_SCHEMA = pa.schema(
     [
@@ -66,49 +86,91 @@ REJECTIONS_SCHEMA = pa.schema([(name, pa.string()) for name in ("cell", "optical
 def plan_rows(
     pairs: Sequence[Pair], *, block_cells: int, shard_chips: int, first_row: int, splits: SplitRules
 ) -> pa.Table:
-    """Give every pair its row, whole units together, units in an order that mixes places and dates in a shard.
-
-    Args:
-        pairs: What to build.
-        block_cells: Side of the blocks of cells that are read together, in cells.
-        shard_chips: Rows of a shard; a unit (one block of one pair of acquisitions) never straddles two shards.
-        first_row: First free row of the store, at the start of a shard.
-        splits: How cells are shared out.
-
-    Returns:
-        The manifest in order of rows. Rows that no unit fits into are left out.
+    """The whole manifest of a few pairs, with all its columns; for more of them, see `plan_pairs`.
 
     Raises:
         ValueError: A whole block is larger than a shard.
     """
-    if block_cells**2 > shard_chips:
-        raise ValueError(f"block_cells={block_cells}: {block_cells**2} chips do not fit a shard of {shard_chips}")
-    assert first_row % shard_chips == 0, (first_row, shard_chips)
-    units: dict[str, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        units[f"{_block_id(pair, block_cells)}/{pair.id}"].append(pair)
-    rows: list[dict[str, Any]] = []
-    row = first_row
-    for unit in sorted(units, key=lambda name: hashlib.sha256(f"{splits.seed}/{name}".encode()).digest()):
-        members = sorted(units[unit], key=lambda p: (-p.cell.row, p.cell.column))
-        if row % shard_chips + len(members) > shard_chips:
-            row = (row // shard_chips + 1) * shard_chips
-        for pair in members:
-            rows.append(_row(pair, row=row, unit=unit, shard_chips=shard_chips, splits=splits))
-            row += 1
-    return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    planner = plan_pairs(pairs, block_cells=block_cells, shard_chips=shard_chips, first_row=first_row, splits=splits)
+    return joined(pa.concat_tables(planner.parts()), planner.looks(), block_cells=block_cells)
+
+
+def plan_pairs(
+    pairs: Sequence[Pair], *, block_cells: int, shard_chips: int, first_row: int, splits: SplitRules
+) -> Planner:
+    """A planner with pairs as its candidates, see `pipeline.planning.Planner`.
+
+    Raises:
+        ValueError: A whole block is larger than a shard.
+    """
+    side_m = pairs[0].cell.side_m
+    planner = Planner(
+        block_cells=block_cells,
+        shard_chips=shard_chips,
+        first_row=first_row,
+        seed=splits.seed,
+        splits_of=splits_by_cell(splits, side_m=side_m),
+    )
+    add_pairs(planner, pairs)
+    return planner
+
+
+def add_pairs(planner: Planner, pairs: Sequence[Pair]) -> None:
+    """Give a planner the pairs of an area."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    firsts: list[Pair] = []
+    look = np.empty(len(pairs), np.int32)
+    for place, pair in enumerate(pairs):
+        key = (pair.id, *(tuple(item.id for item in side.items) for side in (pair.optical, pair.radar)))
+        number = look[place] = numbers.setdefault(key, len(numbers))
+        if number == len(firsts):
+            firsts.append(pair)
+    cells = np.array([(pair.cell.epsg, pair.cell.column, pair.cell.row) for pair in pairs], np.int32).reshape(-1, 3)
+    overlap = np.array([pair.overlap for pair in pairs], np.float32)
+    looks = pa.Table.from_pylist([_look(pair) for pair in firsts], schema=LOOKS_SCHEMA.remove(0))
+    planner.add(cells[:, 0], cells[:, 1], cells[:, 2], look, overlap, looks=looks)
+
+
+def joined(rows: pa.Table, looks: pa.Table, *, block_cells: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a plan with what their looks say, and their cells, blocks and units by name.
+
+    Args:
+        rows: Columns of `ROWS_SCHEMA`.
+        looks: At least those that the rows name, ascending by number.
+        block_cells: Side of the blocks that the rows were planned in, cells.
+        columns: Names of `MANIFEST_SCHEMA` to return, in this order; all if unset.
+    """
+    columns = MANIFEST_SCHEMA.names if columns is None else columns
+    epsg, column, cell_row = (rows[name].to_numpy() for name in _CELL)
+    at = pa.array(np.searchsorted(looks["look"].to_numpy(), rows["look"].to_numpy()))
+    found: dict[str, Any] = {}
+    for name in columns:
+        if name == "cell":
+            found[name] = cell_ids(epsg, column, cell_row)
+        elif name in ("block", "unit"):
+            block = block_ids(epsg, column, cell_row, block_cells=block_cells)
+            pair = looks["pair"].combine_chunks().take(at)
+            found[name] = block if name == "block" else pc.binary_join_element_wise(block, pair, "/")
+        else:
+            found[name] = rows[name] if name in rows.column_names else looks[name].combine_chunks().take(at)
+    return pa.table(found).cast(pa.schema([MANIFEST_SCHEMA.field(name) for name in columns]))
 
 
 def items_table(pairs: Sequence[Pair]) -> pa.Table:
     """The items that pairs use, once each, sorted by id; hrefs are unsigned."""
-    items = {item.id: item for pair in pairs for look in (pair.optical, pair.radar) for item in look.items}
+    return table_of_items(item for pair in pairs for look in (pair.optical, pair.radar) for item in look.items)
+
+
+def table_of_items(items: Iterable[Item]) -> pa.Table:
+    """Items, once each, sorted by id; hrefs are unsigned."""
+    by_id = {item.id: item for item in items}
     rows = [
         {
             **{name: getattr(item, name) for name in ITEMS_SCHEMA.names if name not in ("footprint", "assets")},
             "footprint": item.footprint.wkb,
             "assets": sorted(item.assets.items()),
         }
-        for item in (items[name] for name in sorted(items))
+        for item in (by_id[name] for name in sorted(by_id))
     ]
     return pa.Table.from_pylist(rows, schema=ITEMS_SCHEMA)
 
@@ -126,22 +188,9 @@ def rejections_table(rejections: Sequence[Rejection]) -> pa.Table:
     return pa.Table.from_pylist([asdict(rejection) for rejection in rejections], schema=REJECTIONS_SCHEMA)
 
 
-def _block_id(pair: Pair, block_cells: int) -> str:
-    epsg, column, row = block_key(pair.cell, cells_per_side=block_cells)
-    return f"{epsg}_{column}_{row}"
-
-
-def _row(pair: Pair, *, row: int, unit: str, shard_chips: int, splits: SplitRules) -> dict[str, Any]:
-    optical, radar, cell = pair.optical, pair.radar, pair.cell
+def _look(pair: Pair) -> dict[str, Any]:
+    optical, radar = pair.optical, pair.radar
     return {
-        "row": row,
-        "shard": row // shard_chips,
-        "unit": unit,
-        "block": unit.partition("/")[0],
-        "cell": cell.id,
-        "epsg": cell.epsg,
-        "column": cell.column,
-        "cell_row": cell.row,
         "pair": pair.id,
         "optical_items": [item.id for item in optical.items],
         "radar_items": [item.id for item in radar.items],
@@ -152,6 +201,4 @@ def _row(pair: Pair, *, row: int, unit: str, shard_chips: int, splits: SplitRule
         "relative_orbit": radar.items[0].relative_orbit,
         "baseline": optical.items[0].baseline,
         "offset_dn": optical.items[0].offset_dn,
-        "split": split_of(cell, splits),
-        "overlap": pair.overlap,
     }

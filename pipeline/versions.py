@@ -9,25 +9,54 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, Protocol, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipeline import chip_table
+from pipeline import chip_table, plans, tables
 from pipeline.canonical import canonical, canonical_hash, differences
 from pipeline.leases import Clock, IsGone, Lease, hold, utc_now
 from pipeline.objects import Objects, concurrently
-from pipeline.plans import read_manifest, write_manifest
+from pipeline.planning import Planner
+from pipeline.plans import Plan
 from pipeline.store import Store, StoreError
 
 State = Literal["planning", "building", "sealed"]
+
+
+class Mergeable(Protocol):
+    """Statistics of the chips of a shard, which add up over shards in any order."""
+
+    def merge(self, other: Self) -> Self:
+        """Of the chips of both."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+
 
 LEASE_S = 120.0
 """How long a driver may be silent before another takes over."""
 
 _FOLDER = "versions"
+_CHIPS = "chips"
+_CHIP_TABLE = "chip_table"
+_STATISTICS = "statistics.json"
+_STATISTICS_KEY = b"statistics"
+_PART = re.compile(rf"{_CHIPS}/shard-(\d+)(\.failed)?\.parquet")
+
+_SHARDS_AT_ONCE = 64
+"""So many parts of the chip table are in memory at a time while building."""
 
 
 class Version:
@@ -60,12 +89,12 @@ class Version:
 
     @property
     def plan(self) -> dict[str, Any] | None:
-        """num_chips, first_row, end_row, first_shard, end_shard, num_parts, shard_chips; None while planning."""
+        """What `write_plan` returned; None while planning."""
         return self._json_if_there("plan.json")
 
     @property
     def sealed(self) -> dict[str, Any] | None:
-        """The ledger's counts and the hash of the chip table; None until sealed."""
+        """The ledger's counts, and the hash and the parts of the chip table; None until sealed."""
         return self._json_if_there("sealed.json")
 
     def first_shard(self) -> int:
@@ -77,48 +106,102 @@ class Version:
     def write_plan(
         self,
         items: pa.Table,
-        rejections: pa.Table,
+        rejections: pa.Table | Iterable[pa.Table],
         manifest_parts: Iterable[pa.Table],
         plan: Mapping[str, Any] | None = None,
+        *,
+        looks: pa.Table | None = None,
     ) -> dict[str, Any]:
-        """Write the manifest and what it was made from; the plan last, which ends planning.
+        """Write the manifest and what it was made from, make room in the store; the plan last, which ends planning.
 
         Args:
-            items: The items used.
-            rejections: Candidates that were not taken, with the reason.
+            items: The items used, ascending by id.
+            rejections: Candidates that were not taken, with the reason; asked for after all manifest parts.
             manifest_parts: The manifest, ascending by `row` over all parts; written as they come.
             plan: Further facts to keep with the plan; a count given here must be right.
+            looks: What the rows' `look` counts in; then `plan` has `block_cells`. Without it, rows have all names.
 
         Returns:
-            The plan as written.
+            The plan as written, see `pipeline.plans.write_manifest`; num_rejections beside.
 
         Raises:
             StoreError: Planned already, or rows are not ascending, not in their shard or below the first shard.
         """
         if self.state != "planning":
             raise StoreError(f"{self.name} is planned already")
-        shard_chips = Store.open(self.url).layout.shard_chips
-        counted = write_manifest(self.objects, manifest_parts, first_shard=self.first_shard(), shard_chips=shard_chips)
-        self.objects.put_table("items.parquet", items)
-        self.objects.put_table("rejections.parquet", rejections)
+        assert (looks is not None) == ("block_cells" in (plan or {})), "looks and block_cells go together"
+        store = Store.open(self.url)
+        counted = plans.write_manifest(
+            self.objects, manifest_parts, first_shard=self.first_shard(), shard_chips=store.layout.shard_chips
+        )
+        if looks is not None:
+            plans.write_looks(self.objects, looks)
+        plans.write_items(self.objects, items)
+        tables_of_rejections = [rejections] if isinstance(rejections, pa.Table) else rejections
+        counted["num_rejections"] = plans.write_rejections(self.objects, tables_of_rejections)
         written = {**(plan or {}), **counted}
         wrong = list(differences(dict(plan or {}), {key: written[key] for key in plan or {}}))
         if wrong:
             raise StoreError(f"{self.name}: the plan is not its manifest's: {'; '.join(wrong)}")
+        store.resize(written["end_row"])
         self.objects.put_json("plan.json", written)
         return written
 
+    def write_planned(
+        self,
+        planner: Planner,
+        items: pa.Table,
+        rejections: Iterable[pa.Table] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write what a planner has planned, see `write_plan`; what it left out joins the rejections.
+
+        Raises:
+            StoreError: As `write_plan`, or the planner left every candidate out.
+        """
+
+        def every_rejection() -> Iterator[pa.Table]:
+            yield from rejections
+            yield from planner.left_out()
+
+        if planner.num_rows and next(planner.parts(), None) is None:
+            raise StoreError(f"{self.name}: earlier versions have all {planner.num_rows} candidates; nothing is new")
+        return self.write_plan(
+            items, every_rejection(), planner.parts(), {**(facts or {}), **planner.facts}, looks=planner.looks()
+        )
+
     def manifest(self, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row per candidate chip, ascending by row."""
-        return read_manifest(self.objects, self._planned()["num_parts"], columns=columns)
+        """One row per candidate chip, ascending by row, with all names; for versions that fit into memory."""
+        return self._plan().manifest(columns)
+
+    def manifest_batches(self, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The manifest, some thousand rows at a time."""
+        return self._plan().batches(columns)
+
+    def manifest_of(self, shard: int, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """The manifest of one shard; reads little more than that."""
+        rows = self._rows_of(shard)
+        return self._plan().of_rows(rows.start, rows.stop, columns)
+
+    def looks(self) -> pa.Table | None:
+        """Every distinct set of items that a candidate was seen by; None where rows name their items themselves."""
+        return self._plan().looks()
 
     def items(self) -> pa.Table:
         """The items used."""
-        return self.objects.get_table("items.parquet")
+        return self._plan().items()
+
+    def items_of(self, manifest: pa.Table) -> pa.Table:
+        """The items that some rows of the manifest name; reads little more than those."""
+        return self._plan().items_of(manifest)
 
     def rejections(self) -> pa.Table:
-        """Candidates that never came into the manifest."""
-        return self.objects.get_table("rejections.parquet")
+        """Candidates that never came into the manifest; for versions that fit into memory."""
+        return pa.concat_tables(self.rejection_batches())
+
+    def rejection_batches(self) -> Iterator[pa.Table]:
+        """Candidates that never came into the manifest, some thousand at a time."""
+        return self._plan().rejections()
 
     def shards(self) -> range:
         """Numbers of this version's shards."""
@@ -127,13 +210,31 @@ class Version:
 
     def part(self, shard: int) -> pa.Table | None:
         """The chip table of one shard; None until its task has ended."""
-        try:
-            return self.objects.get_table(_chips_part(shard))
-        except FileNotFoundError:
-            return None
+        for failed in (False, True):
+            try:
+                return self.objects.get_table(_chips_part(shard, failed=failed))
+            except FileNotFoundError:
+                continue
+        return None
 
-    def write_part(self, shard: int, table: pa.Table) -> None:
+    def withdraw_part(self, shard: int) -> None:
+        """Say that a shard with failures is about to be written again; before any of its pixels are.
+
+        Raises:
+            StoreError: Sealed.
+        """
+        self._refuse_if_sealed()
+        self.objects.delete(_chips_part(shard, failed=True))
+
+    def write_part(self, shard: int, table: pa.Table, *, statistics: Mapping[str, Any] | None = None) -> None:
         """Say that a shard is done, and what became of its candidates; after all its pixels are written.
+
+        A part with failures has another name, so that a list of names tells what is left to do.
+
+        Args:
+            shard: Number of the shard.
+            table: Its part of the chip table.
+            statistics: Of its chips, as JSON values; they are added up when the version is sealed.
 
         Raises:
             StoreError: Sealed, or no chip table, or rows of other shards.
@@ -143,32 +244,124 @@ class Version:
             chip_table.check(table)
         except ValueError as error:
             raise StoreError(f"{self.name} shard {shard}: {error}") from error
-        if shard not in self.shards() or not set(table["row"].to_pylist()) <= set(self._rows_of(shard)):
+        rows, own = table["row"].to_numpy(), self._rows_of(shard)
+        if shard not in self.shards() or np.any((rows < own.start) | (rows >= own.stop)):
             raise StoreError(f"{self.name} shard {shard}: the part has rows of other shards")
-        self.objects.put_table(_chips_part(shard), table)
+        failed = bool(pc.any(pc.equal(table["status"], chip_table.FAILED)).as_py())
+        if statistics is not None:
+            table = table.replace_schema_metadata({_STATISTICS_KEY: canonical(statistics)})
+        self.objects.put_table(_chips_part(shard, failed=failed), table)
+        if not failed:
+            self.objects.delete(_chips_part(shard, failed=True))
 
     def finished_shards(self) -> set[int]:
         """Shards that need no more work: their part is there and no candidate failed."""
-        parts = set(self.objects.list("chips"))
-        there = [shard for shard in self.shards() if _chips_part(shard) in parts]
-        tables = concurrently(lambda shard: self.objects.get_table(_chips_part(shard), columns=["status"]), there)
-        failed = [chip_table.FAILED in table["status"].to_pylist() for table in tables]
-        return {shard for shard, any_failed in zip(there, failed, strict=True) if not any_failed}
+        return {shard for shard, failed in self._parts_there().items() if not failed}
+
+    def failed_shards(self) -> set[int]:
+        """Shards whose part is there and says that candidates failed."""
+        return {shard for shard, failed in self._parts_there().items() if failed}
+
+    def failures(self) -> Iterator[pa.Table]:
+        """The chip table's rows of candidates that failed, a table for each of some shards; reads no other shard."""
+        if self.state == "sealed":
+            for batch in self.chip_batches():
+                failed = batch.filter(pc.equal(batch["status"], chip_table.FAILED))
+                if failed.num_rows:
+                    yield failed
+            return
+        for shard in sorted(self.failed_shards()):
+            part = self.part(shard)
+            assert part is not None, shard
+            yield part.filter(pc.equal(part["status"], chip_table.FAILED))
+
+    def counts(self) -> dict[str, Any]:
+        """The ledger of what has been done so far, see `pipeline.chip_table.ledger`; when sealed, of everything."""
+        if (sealed := self.sealed) is not None:
+            return {name: sealed[name] for name in ("requested", *chip_table.STATUSES, "reasons")}
+        batches = self.chip_batches(columns=["row", "status", "reason"])
+        return chip_table.add_ledgers(chip_table.ledger(batch) for batch in batches)
 
     def chips(self, *, columns: Sequence[str] | None = None) -> pa.Table:
         """This version's chip table, ascending by row; while building, of the shards that are done."""
-        if self.state == "sealed":
-            return self.objects.get_table("chips.parquet", columns=columns)
-        chips = self._parts()
-        return chips if columns is None else chips.select([*columns])
+        table = chip_table.concatenate(self.chip_batches(columns=columns))
+        return table if columns is None else table.select([*columns])
+
+    def chip_batches(self, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """This version's chip table, ascending by row, some thousand rows at a time.
+
+        Labels that a shard lacks may be missing from a batch.
+        """
+        if (sealed := self.sealed) is not None:
+            for number in range(len(sealed["part_rows"])):
+                yield from tables.batches(self.objects, tables.part_path(_CHIP_TABLE, number), columns)
+            return
+        there = iter(sorted(self._parts_there()))
+        while shards := list(islice(there, _SHARDS_AT_ONCE)):
+            parts = chip_table.concatenate(part for part in concurrently(self.part, shards) if part is not None)
+            yield parts if columns is None else parts.select([n for n in columns if n in parts.column_names])
+
+    def chips_of(self, shard: int, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """This version's chip table of one shard; reads little more than that. Without rows if it is not done.
+
+        Raises:
+            ValueError: The shard is of another version.
+        """
+        rows = self._rows_of(shard)
+        sealed = self.sealed
+        if sealed is None:
+            part = self.part(shard)
+            part = chip_table.SCHEMA.empty_table() if part is None else part.replace_schema_metadata(None)
+            return part if columns is None else part.select([*columns])
+        number = int(np.searchsorted(sealed["part_rows"], rows.start, side="right")) - 1
+        if number < 0:
+            raise ValueError(f"{self.name} has no shard {shard}")
+        path = tables.part_path(_CHIP_TABLE, number)
+        found = tables.matching(self.objects, path, "row", np.array(rows), columns=columns)
+        return found if columns is None else found.select([*columns])
 
     def all_chips(self, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """What a reader of this version sees: its own chips and those of all versions before it."""
-        versions = [Version(self.url, number + 1) for number in range(self.number)]
-        return chip_table.concatenate(version.chips(columns=columns) for version in versions)
+        """What a reader of this version sees: its own chips and those of all versions before it, each once."""
+        table = chip_table.concatenate(self.all_chip_batches(columns=columns))
+        return table if columns is None else table.select([*columns])
 
-    def seal(self) -> dict[str, Any]:
+    def all_chip_batches(self, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """As `all_chips`, some thousand rows at a time, ascending by row.
+
+        Failures that a later version tried again are that version's.
+        """
+        versions = self.versions()
+        retried = max((v.number for v in versions if v.number > 1 and v._planned().get("retries")), default=0)
+        for version in versions:
+            if version.number >= retried:
+                yield from version.chip_batches(columns=columns)
+                continue
+            wanted = None if columns is None else list(dict.fromkeys([*columns, "status"]))
+            for batch in version.chip_batches(columns=wanted):
+                kept = batch.filter(pc.not_equal(batch["status"], chip_table.FAILED))
+                yield kept if columns is None else kept.select([n for n in columns if n in kept.column_names])
+
+    def written_rows(self, *, split: str | None = None) -> NDArray[np.int64]:
+        """Rows of the store that hold a chip for a reader of this version, ascending; 8 bytes each."""
+        columns = ["row", "status", *([] if split is None else ["split"])]
+        found = [chip_table.written_rows(batch, split=split) for batch in self.all_chip_batches(columns=columns)]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def versions(self) -> list[Version]:
+        """The versions whose chips a reader of this one sees, ascending."""
+        return [Version(self.url, number + 1) for number in range(self.number)]
+
+    def statistics(self) -> dict[str, Any] | None:
+        """Of the chips of this version, as JSON values; None where its tasks took none, or it is not sealed."""
+        return self._json_if_there(_STATISTICS)
+
+    def seal(self, *, statistics: type[Mergeable] | None = None) -> dict[str, Any]:
         """Publish: from here on nothing of this version is written again. Sealing twice does nothing.
+
+        The chip table is compacted part by part; one part is in memory at a time.
+
+        Args:
+            statistics: What the shards' statistics are, if they have any.
 
         Returns:
             The ledger's counts, and the hash of the compacted chip table.
@@ -178,11 +371,46 @@ class Version:
         """
         if (sealed := self.sealed) is not None:
             return sealed
-        chips = self._parts()
-        self._refuse_unequal(chips)
-        data = self.objects.put_table("chips.parquet", chips)
-        content = {**chip_table.ledger(chips), "sha256": hashlib.sha256(data).hexdigest()}
+        parts = self._parts_there()
+        missing = [shard for shard in self.shards() if shard not in parts]
+        if missing:
+            raise StoreError(f"{self.name} cannot be sealed: shards {chip_table.some(missing)} are not done")
+        sum_up = _Sum(statistics)
+        digest, part_rows = hashlib.sha256(), list[int]()
+        ledgers: list[dict[str, Any]] = []
+        written = tables.write_parts(
+            self.objects,
+            _CHIP_TABLE,
+            self._checked_groups(parts, sum_up, ledgers),
+            groups_per_part=plans.groups_per_part(self._planned()["shard_chips"]),
+        )
+        for first, data in written:
+            digest.update(data)
+            part_rows.append(int(first["row"][0].as_py()))
+        tables.delete_parts_from(self.objects, _CHIP_TABLE, len(part_rows))
+        if sum_up.total is not None:
+            self.objects.put_json(_STATISTICS, sum_up.total.to_json())
+        content = {**chip_table.add_ledgers(ledgers), "sha256": digest.hexdigest(), "part_rows": part_rows}
         self.objects.put_json("sealed.json", content, create=True)
+        return content
+
+    def summary(self) -> dict[str, Any]:
+        """What this version is and how far it has come; reads no table."""
+        plan, sealed = self.plan, self.sealed
+        content: dict[str, Any] = {
+            "url": self.url,
+            "version": self.number,
+            "state": self.state,
+            "request": self.request,
+        }
+        if plan is not None:
+            names = ("num_chips", "num_rejections", "first_shard", "end_shard", "shard_chips")
+            content |= {name: plan[name] for name in names}
+        if sealed is not None:
+            content["ledger"] = self.counts()
+        elif plan is not None:
+            parts = self._parts_there()
+            content |= {"done_shards": len(parts), "shards_with_failures": sum(parts.values())}
         return content
 
     def lease(
@@ -213,8 +441,35 @@ class Version:
         shard_chips = self._planned()["shard_chips"]
         return range(shard * shard_chips, (shard + 1) * shard_chips)
 
-    def _parts(self) -> pa.Table:
-        return chip_table.concatenate(concurrently(self.objects.get_table, self.objects.list("chips")))
+    def _plan(self) -> Plan:
+        return Plan(self.objects, self._planned())
+
+    def _parts_there(self) -> dict[int, bool]:
+        """Shard -> whether its part has failures; from the list of names alone."""
+        found = sorted((_PART.fullmatch(path) for path in self.objects.list(_CHIPS)), key=lambda m: bool(m and m[2]))
+        shards = self.shards()
+        # With both, which a killed redoing of failures may leave, the part without failures is the later one.
+        named = {int(match[1]): bool(match[2]) for match in reversed(found) if match}
+        return {shard: failed for shard, failed in named.items() if shard in shards}
+
+    def _checked_groups(
+        self, parts: Mapping[int, bool], sum_up: _Sum, ledgers: list[dict[str, Any]]
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """The chip table by row groups, compared with the manifest; counts and statistics are taken on the way."""
+        plan, planned = self._plan(), self._planned()
+        step = plans.rows_per_group(planned["shard_chips"]) // planned["shard_chips"]
+        for number, first in enumerate(range(planned["first_shard"], planned["end_shard"], step)):
+            shards = range(first, min(first + step, planned["end_shard"]))
+            found = concurrently(lambda s: self.objects.get_table(_chips_part(s, failed=parts[s])), shards)
+            chips = chip_table.concatenate(found)
+            rows = self._rows_of(shards[0]).start, self._rows_of(shards[-1]).stop
+            if mismatch := chip_table.mismatch(plan.of_rows(*rows, chip_table.FROM_MANIFEST), chips):
+                raise StoreError(f"{self.name} cannot be sealed: {mismatch}")
+            ledgers.append(chip_table.ledger(chips))
+            for table in found:
+                sum_up.add((table.schema.metadata or {}).get(_STATISTICS_KEY))
+            if chips.num_rows:
+                yield number, chips
 
     def _json_if_there(self, path: str) -> dict[str, Any] | None:
         try:
@@ -226,14 +481,19 @@ class Version:
         if self.objects.exists("sealed.json"):
             raise StoreError(f"{self.name} is sealed")
 
-    def _refuse_unequal(self, chips: pa.Table) -> None:
-        parts = set(self.objects.list("chips"))
-        missing = [shard for shard in self.shards() if _chips_part(shard) not in parts]
-        if missing:
-            raise StoreError(f"{self.name} cannot be sealed: shards {chip_table.some(missing)} are not done")
-        manifest = self.manifest(columns=chip_table.FROM_MANIFEST)
-        if mismatch := chip_table.mismatch(manifest, chips):
-            raise StoreError(f"{self.name} cannot be sealed: {mismatch}")
+
+class _Sum:
+    """Statistics of shards, added up as they come."""
+
+    def __init__(self, kind: type[Mergeable] | None) -> None:
+        self._kind = kind
+        self.total: Mergeable | None = None
+
+    def add(self, text: bytes | None) -> None:
+        if self._kind is None or text is None:
+            return
+        more = self._kind.from_json(json.loads(text))
+        self.total = more if self.total is None else self.total.merge(more)
 
 
 def latest(url: str) -> Version | None:
@@ -282,5 +542,5 @@ def begin(url: str, request: Mapping[str, Any], *, number: int | None = None) ->
     return version
 
 
-def _chips_part(shard: int) -> str:
-    return f"chips/shard-{shard:06d}.parquet"
+def _chips_part(shard: int, *, failed: bool) -> str:
+    return f"{_CHIPS}/shard-{shard:06d}{'.failed' if failed else ''}.parquet"
