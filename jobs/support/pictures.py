@@ -1,4 +1,4 @@
-"""Pictures of chips, plans and runs, as PNG bytes; drawn without a display."""
+"""Pictures of datasets and runs, as PNG bytes; drawn without a display."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipeline.bands import NATIVE_GROUPS, RADAR_NODATA
+from jobs.support.chip_pictures import label_colour, radar_colour, true_colour
+from jobs.support.chip_places import centres, unrolled
 from pipeline.grid import Cell
 from pipeline.types import ChipArrays
 
 INK, ACCENT, SECOND, THIRD, FAINT = "#1d2b33", "#0b7a75", "#d1495b", "#edae49", "#c9d3d6"
+
+_MAP_COLOURS = LinearSegmentedColormap.from_list("chips", ["#cfe8e6", "#54b0a8", "#0b7a75", "#063f4a"])
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -30,12 +36,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "figure.facecolor": "white",
 }
-
-WORLDCOVER_COLOURS: Mapping[int, str] = {
-    10: "#006400", 20: "#ffbb22", 30: "#ffff4c", 40: "#f096ff", 50: "#fa0000", 60: "#b4b4b4",
-    70: "#f0f0f0", 80: "#0064c8", 90: "#0096a0", 95: "#00cf75", 100: "#fae6a0",
-}  # fmt: skip
-"""ESA WorldCover's own colours (product user manual, table 3)."""
 
 
 def coverage(counts: Mapping[Cell, int], empty: Sequence[Cell]) -> bytes:
@@ -55,6 +55,80 @@ def coverage(counts: Mapping[Cell, int], empty: Sequence[Cell]) -> bytes:
         axes.set_ylabel("latitude, °")
         figure.colorbar(shaded, label="chips per cell", shrink=0.8)
         return _png(figure)
+
+
+def coverage_map(
+    corners: NDArray[np.float64], chips: NDArray[np.integer[Any]], *, outlines_up_to: int = 20_000
+) -> bytes:
+    """Map of very many cells: shaded by chips per cell, or binned where cells are too many to draw each.
+
+    Args:
+        corners: (cell, 4, 2) longitude/latitude of every cell that was asked for.
+        chips: (cell,) how many chips each has; cells without one are grey.
+        outlines_up_to: More cells than this are binned: time and bytes then no longer grow with their number.
+    """
+    corners = corners.copy()
+    middle = unrolled(centres(corners)[:, 0])
+    corners[:, :, 0] += (middle - corners[:, :, 0].mean(axis=1))[:, None]
+    with mpl.rc_context(_STYLE):
+        west, east = float(corners[:, :, 0].min()), float(corners[:, :, 0].max())
+        south, north = float(corners[:, :, 1].min()), float(corners[:, :, 1].max())
+        stretch = 1 / np.cos(np.radians((south + north) / 2))
+        shape = (north - south) * stretch / max(east - west, 1e-9)
+        figure = Figure(figsize=(5.2, float(np.clip(4.1 * shape, 1.8, 4.6)) + 0.7), layout="constrained")
+        axes = figure.add_subplot()
+        if len(corners) <= outlines_up_to:
+            shaded, what = _outlined(axes, corners, chips), "chips per cell"
+        else:
+            shaded, what = _binned(axes, corners, chips, (west, east, south, north)), "chips per square of the map"
+        axes.set_xlim(west - 0.02 * (east - west), east + 0.02 * (east - west))
+        axes.set_ylim(south - 0.02 * (north - south), north + 0.02 * (north - south))
+        axes.set_aspect(stretch)
+        axes.xaxis.set_major_formatter(lambda lon, _: f"{(lon + 180) % 360 - 180:g}")
+        axes.set_xlabel("longitude, °")
+        axes.set_ylabel("latitude, °")
+        if shaded is not None:
+            figure.colorbar(shaded, label=what, shrink=0.85, pad=0.02)
+        return _png(figure)
+
+
+def _outlined(axes: Axes, corners: NDArray[np.float64], chips: NDArray[np.integer[Any]]) -> ScalarMappable | None:
+    with_chips = chips > 0
+    line = 0.5 if len(corners) < 600 else 0.0
+    axes.add_collection(
+        PolyCollection(list(corners[~with_chips]), facecolors="#edf1f2", edgecolors="#b5c1c6", linewidths=line)
+    )
+    if not with_chips.any():
+        return None
+    shaded = PolyCollection(list(corners[with_chips]), cmap=_MAP_COLOURS, edgecolors="white", linewidths=line)
+    shaded.set_array(chips[with_chips])
+    shaded.set_clim(0, max(2, int(chips.max())))
+    axes.add_collection(shaded)
+    return shaded
+
+
+def _binned(
+    axes: Axes,
+    corners: NDArray[np.float64],
+    chips: NDArray[np.integer[Any]],
+    box: tuple[float, float, float, float],
+) -> ScalarMappable | None:
+    west, east, south, north = box
+    middle = corners.mean(axis=1)
+    # Bins of a few cells, or some hold two cells by chance and their neighbours none.
+    side = max(4 * float(np.median(np.ptp(corners[:1000, :, 1], axis=1))), (north - south) / 160)
+    lon_side = max(side / np.cos(np.radians((south + north) / 2)), (east - west) / 240)
+    bins = [max(1, round((east - west) / lon_side)), max(1, round((north - south) / side))]
+    reach = ((west, east), (south, north))
+    asked, lon_edges, lat_edges = np.histogram2d(middle[:, 0], middle[:, 1], bins=bins, range=reach)
+    found, _, _ = np.histogram2d(middle[:, 0], middle[:, 1], bins=bins, range=reach, weights=chips)
+    empty = np.ma.masked_where((asked == 0) | (found > 0), np.ones_like(asked))
+    axes.pcolormesh(lon_edges, lat_edges, empty.T, cmap=ListedColormap(["#e3e9eb"]))
+    if not found.any():
+        return None
+    return axes.pcolormesh(
+        lon_edges, lat_edges, np.ma.masked_equal(found, 0).T, cmap=_MAP_COLOURS, vmin=0, vmax=float(found.max())
+    )
 
 
 def histogram_days(dt_s: Sequence[int]) -> bytes:
@@ -108,36 +182,8 @@ def chip_gallery(chips: Sequence[tuple[str, ChipArrays]], *, label: str | None =
         return _png(figure)
 
 
-def true_colour(chip: ChipArrays) -> NDArray[np.uint8]:
-    """(y, x, RGB) of B04, B03, B02: reflectance 0 to 0.3, brightened."""
-    bands = NATIVE_GROUPS["b10"]
-    rgb = np.stack([chip["b10"][bands.index(name)] for name in ("B04", "B03", "B02")], axis=-1)
-    return _bytes((rgb / 3000.0).clip(0, 1) ** 0.7)
-
-
-def radar_colour(chip: ChipArrays) -> NDArray[np.uint8]:
-    """(y, x, RGB) of VV (-20 to 0 dB), VH (-27 to -7 dB) and their ratio (2 to 14 dB)."""
-    vv, vh = (chip["radar"][index].astype(np.float32) / 100.0 for index in (0, 1))
-    rgb = np.stack([(vv + 20) / 20, (vh + 27) / 20, (vv - vh - 2) / 12], axis=-1)
-    rgb[(chip["radar"] == RADAR_NODATA).any(axis=0)] = 0
-    return _bytes(rgb.clip(0, 1))
-
-
-def label_colour(classes: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """(y, x, RGB) in WorldCover's colours; white where there is no label."""
-    table = np.full((256, 3), 255, np.uint8)
-    for code, colour in WORLDCOVER_COLOURS.items():
-        table[code] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    coloured: NDArray[np.uint8] = table[classes.astype(np.uint8)]
-    return coloured
-
-
 def _outlines(cells: Sequence[Cell]) -> list[NDArray[np.float64]]:
     return [np.asarray(cell.footprint.exterior.coords) for cell in cells]
-
-
-def _bytes(unit: NDArray[np.floating]) -> NDArray[np.uint8]:
-    return (unit * 255).round().astype(np.uint8)
 
 
 def _png(figure: Figure) -> bytes:
