@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, reduce
-from typing import Any, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError
@@ -32,10 +33,21 @@ from pipeline.archives import Signing
 from pipeline.limits import Gate, HostLimits, is_trouble
 from pipeline.signing import Container, Token, TokenError, container_of, fetch_token, signed_with, token_endpoint
 
-T = TypeVar("T")
-
 ACTOR = "archive-broker"
-NAMESPACE = "twinlook"
+
+# Detached: of several jobs on a cluster, and of the tasks of one, any may be the first to ask and the first to end.
+ACTOR_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        "name": ACTOR,
+        "namespace": "twinlook",
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": 10_000,
+    }
+)
 
 STORAGE_LIMITS = HostLimits()
 """For hosts with files, unless told otherwise: a block of 8 x 8 cells takes some 100 requests."""
@@ -331,22 +343,7 @@ class ActorConnection:
     def _found(self) -> Any:
         with self._lock:
             if self._actor is None:
-                # Detached: of several jobs on a cluster, and of the tasks of one, any may be the first to ask and the
-                # first to end.
-                self._actor = (
-                    ray.remote(Broker)
-                    .options(
-                        name=ACTOR,
-                        namespace=NAMESPACE,
-                        get_if_exists=True,
-                        lifetime="detached",
-                        num_cpus=0,
-                        max_restarts=-1,
-                        max_task_retries=-1,
-                        max_concurrency=10_000,
-                    )
-                    .remote(idle_s=_IDLE_S)
-                )
+                self._actor = ray.remote(Broker).options(**ACTOR_OPTIONS).remote(idle_s=_IDLE_S)
             return self._actor
 
 
@@ -355,8 +352,11 @@ class ThreadConnection:
 
     def __init__(self) -> None:
         self._broker = Broker()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name=ACTOR, daemon=True).start()
+        self._over = asyncio.Event()
+        started: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name=ACTOR, daemon=True)
+        self._thread.start()
+        self._loop = started.result()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """See `Connection`."""
@@ -367,8 +367,13 @@ class ThreadConnection:
         self._start(method, *arguments)
 
     def close(self) -> None:
-        """End the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """End the thread; calls that still wait are cancelled."""
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+
+    async def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
+        started.set_result(asyncio.get_running_loop())
+        await self._over.wait()
 
     def _start(self, method: str, *arguments: Any) -> Future[Any]:
         coroutine: Coroutine[Any, Any, Any] = getattr(self._broker, method)(*arguments)
