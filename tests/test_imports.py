@@ -34,12 +34,13 @@ NEVER = {
 
 # Where in `pipeline` and in the jobs themselves an engine appears; `jobs/support` is free to use them.
 WHERE = {
-    "ray": ("pipeline/ingest*.py", "pipeline/feed*.py", "jobs/*.py"),
-    # Pixels are read in the reader only. The simulator writes the archive that is read.
-    "rasterio": ("pipeline/reader*.py", "pipeline/simulation/*.py"),
+    "ray": ("pipeline/ingest*.py", "pipeline/imports/ingest.py", "pipeline/feed*.py", "jobs/*.py"),
+    # Pixels of archives are read in the reader only, those of other datasets where they are imported. The simulator
+    # writes the archive that is read.
+    "rasterio": ("pipeline/reader*.py", "pipeline/imports/rasters.py", "pipeline/simulation/*.py"),
     "stackstac": ("pipeline/reader*.py",),
-    # The store, the shards that it is written as, and the objects that both lie in.
-    "zarr": ("pipeline/store*.py", "pipeline/shards*.py", "pipeline/objects*.py"),
+    # The store, the shards that it is written as, the objects that both lie in; and the dataset that comes in Zarr.
+    "zarr": ("pipeline/store*.py", "pipeline/shards*.py", "pipeline/objects*.py", "pipeline/imports/ssl4eo_v11.py"),
     "pystac_client": ("pipeline/catalog*.py",),
 }
 
