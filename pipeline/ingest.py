@@ -1,23 +1,35 @@
-"""Building the store on Ray Data: one task per shard group; pixels stay in the task, receipts come back."""
+"""Building the store on Ray Data: one task per shard group; pixels stay in the task, receipts come back.
+
+The driver holds numbers of shards and no plan: a task is told which shard of which version it builds, and reads what
+the plan says of it. Shards go out in waves, so that also a plan of 100 million chips is a few thousand tasks at a time.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-from ray.data import DataContext
 
-from pipeline.chip_table import chip_table, ledger
+from pipeline.chip_table import FAILED, chip_table, ledger, some
 from pipeline.chips import LedgerRow, Recipe, build_unit
 from pipeline.manifest import items_from_table
-from pipeline.store import Store
+from pipeline.quiet import quiet_data
+from pipeline.store import Store, StoreError
 from pipeline.types import ChipArrays, Item
+from pipeline.verification import ShardReport, verify_shard
 from pipeline.versions import Version
+
+_TASKS_PER_CPU = 32
+"""Of a wave: at its end CPUs idle for about a task's half, which is then 1-2 % of the wave."""
+
+_MIN_WAVE = 256
+
+_LOST_IN_A_ROW = 3
+"""After so many shards one after another that could not be written, the store is taken to be away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +41,9 @@ class Receipt:
     rejected: int
     failed: int
     seconds: float
+
+    error: str = ""
+    """Why the shard could not be written; then it is not done."""
 
 
 def build_shard(version: Version, shard: int, manifest: pa.Table, items: pa.Table, recipe: Recipe) -> Receipt:
@@ -43,36 +58,123 @@ def build_shard(version: Version, shard: int, manifest: pa.Table, items: pa.Tabl
         manifest: Its rows.
         items: At least those that the rows name.
         recipe: How chips are made.
+
+    Raises:
+        OSError: The store could not be written; the shard is not done.
     """
     start = time.monotonic()
     rows: list[LedgerRow] = []
+    # From here on the shard is not done, whatever an earlier run has said of it.
+    version.withdraw_part(shard)
     Store.open(version.url).write_shard(shard, _chips(manifest, items_from_table(items), recipe, rows))
     part = chip_table(rows)
     version.write_part(shard, part)
-    counts = ledger(part)
-    statuses = {status: counts[status] for status in ("written", "rejected", "failed")}
-    return Receipt(shard=shard, **statuses, seconds=round(time.monotonic() - start, 3))
+    return _receipt(shard, part, seconds=round(time.monotonic() - start, 3))
 
 
-def build(version: Version, recipe: Recipe, *, cpus_per_task: float = 1.0) -> Iterator[Receipt]:
+def build_planned_shard(version: Version, shard: int, recipe: Recipe) -> Receipt:
+    """What a task does: `build_shard` with what the plan says of the shard.
+
+    A shard that is finished is left alone: a task may be run again after its work was done, where a node died.
+
+    Returns:
+        The receipt; one with an `error` where the store could not be read or written.
+    """
+    start = time.monotonic()
+    try:
+        part = version.part(shard)
+        if part is not None and FAILED not in part["status"].to_pylist():
+            return _receipt(shard, part, seconds=0.0)
+        manifest = version.manifest_of(shard)
+        return build_shard(version, shard, manifest, version.items_of(manifest), recipe)
+    except OSError as error:
+        seconds = round(time.monotonic() - start, 3)
+        return Receipt(shard=shard, written=0, rejected=0, failed=0, seconds=seconds, error=str(error))
+
+
+def build(
+    version: Version, recipe: Recipe, *, cpus_per_task: float = 1.0, shards_per_wave: int | None = None
+) -> Iterator[Receipt]:
     """Build what is missing of a version on the Ray cluster; yields receipts as they come.
 
     Shard groups that are finished without failures are left alone; those with failed chips are redone whole.
+
+    Args:
+        version: Planned.
+        recipe: How chips are made.
+        cpus_per_task: That a task takes, of its node's.
+        shards_per_wave: Tasks that are handed to Ray at a time; unset: 32 per CPU of the cluster.
+
+    Raises:
+        StoreError: Shards could not be written; what is written is kept, and another run builds the others.
     """
     missing = sorted(set(version.shards()) - version.finished_shards())
-    if not missing:
-        return
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    lost: list[Receipt] = []
+    in_a_row = 0
+    for row in on_cluster(
+        lambda shard: asdict(build_planned_shard(version, shard, recipe)),
+        missing,
+        cpus_per_task=cpus_per_task,
+        tasks_per_wave=shards_per_wave,
+    ):
+        receipt = Receipt(**row)
+        if not receipt.error:
+            in_a_row = 0
+            yield receipt
+            continue
+        lost.append(receipt)
+        in_a_row += 1
+        if in_a_row == _LOST_IN_A_ROW:
+            break
+    if lost:
+        raise StoreError(
+            f"{version.name}: shards {some([receipt.shard for receipt in lost])} could not be written; what is written "
+            f"is kept, running again builds the others. First: {lost[0].error}"
+        )
 
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        manifest, items = (pa.ipc.open_stream(row[name]).read_all() for name in ("manifest", "items"))
-        return asdict(build_shard(version, int(row["shard"]), manifest, items, recipe))
 
-    tasks = ray.data.from_items(_tasks(version, missing), override_num_blocks=len(missing))
-    for row in tasks.map(work, num_cpus=cpus_per_task).iter_rows():
-        yield Receipt(**row)
+def check_shards_on_cluster(version: Version, pixels: bool) -> Iterator[ShardReport]:
+    """`pipeline.verification.verify_shard` for every shard, on the Ray cluster; for `verify`."""
+
+    def check(shard: int) -> dict[str, Any]:
+        report = verify_shard(version, shard, pixels=pixels)
+        return {"shard": shard, "chips": report.chips, "problems": "\n".join(report.problems)}
+
+    for row in on_cluster(check, version.shards()):
+        yield ShardReport(shard=row["shard"], chips=row["chips"], problems=tuple(row["problems"].splitlines()))
+
+
+def on_cluster(
+    work: Callable[[int], dict[str, Any]],
+    numbers: Sequence[int],
+    *,
+    cpus_per_task: float = 1.0,
+    tasks_per_wave: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Do something for each of many numbers, as one Ray task each; results as they come."""
+    quiet_data()
+
+    def of_row(row: dict[str, Any]) -> dict[str, Any]:
+        return work(int(row["number"]))
+
+    for wave in _waves(numbers, tasks_per_wave):
+        tasks = ray.data.from_items([{"number": number} for number in wave], override_num_blocks=len(wave))
+        yield from tasks.map(of_row, num_cpus=cpus_per_task).iter_rows()
+
+
+def _waves(numbers: Sequence[int], tasks_per_wave: int | None) -> Iterable[Sequence[int]]:
+    start = 0
+    while start < len(numbers):
+        cpus = int(ray.cluster_resources().get("CPU", 1)) if ray.is_initialized() else 1
+        size = tasks_per_wave or max(_MIN_WAVE, _TASKS_PER_CPU * cpus)
+        yield numbers[start : start + size]
+        start += size
+
+
+def _receipt(shard: int, part: pa.Table, *, seconds: float) -> Receipt:
+    counts = ledger(part)
+    statuses = {status: counts[status] for status in ("written", "rejected", "failed")}
+    return Receipt(shard=shard, **statuses, seconds=seconds)
 
 
 def _chips(
@@ -86,22 +188,3 @@ def _chips(
         chips, unit_rows = build_unit(unit, items, recipe)
         rows += unit_rows
         yield from chips.items()
-
-
-def _tasks(version: Version, shards: Sequence[int]) -> list[dict[str, Any]]:
-    """What each task needs of the plan: the rows of its shard and the items that they name."""
-    manifest, items = version.manifest(), version.items()
-    tasks = []
-    for shard in shards:
-        rows = manifest.filter(pc.equal(manifest["shard"], shard))
-        named = pa.concat_arrays([pc.list_flatten(rows[c]).combine_chunks() for c in ("optical_items", "radar_items")])
-        needed = items.filter(pc.is_in(items["id"], value_set=named))
-        tasks.append({"shard": shard, "manifest": _bytes(rows), "items": _bytes(needed)})
-    return tasks
-
-
-def _bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return bytes(sink.getvalue())

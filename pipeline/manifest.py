@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import shapely
 
 from pipeline.pairing import Pair, Rejection
-from pipeline.planning import Planner, block_ids, cell_ids, splits_by_cell
+from pipeline.planning import Planner, block_ids, cell_ids, splits_by
 from pipeline.splits import SplitRules
 from pipeline.types import Item
 
@@ -109,7 +109,7 @@ def plan_pairs(
         shard_chips=shard_chips,
         first_row=first_row,
         seed=splits.seed,
-        splits_of=splits_by_cell(splits, side_m=side_m),
+        splits_of=splits_by(splits, side_m=side_m),
     )
     add_pairs(planner, pairs)
     return planner

@@ -16,10 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.grid import Cell
-from pipeline.splits import SplitRules, split_of
-
-SPLITS: Final = ("train", "val", "test", "buffer")
-"""Codes of splits are places in here."""
+from pipeline.splits import SPLITS, SplitRules, splits_of
 
 SplitsOf = Callable[[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]], NDArray[np.uint8]]
 """Codes of splits from epsg, column and row of cells."""
@@ -275,17 +272,9 @@ def mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
-def splits_by_cell(rules: SplitRules, *, side_m: int) -> SplitsOf:
-    """Codes of splits by `split_of`."""
-
-    def splits_of_cells(
-        epsg: NDArray[np.int32], column: NDArray[np.int32], cell_row: NDArray[np.int32]
-    ) -> NDArray[np.uint8]:
-        places = zip(epsg.tolist(), column.tolist(), cell_row.tolist(), strict=True)
-        names = (split_of(Cell(epsg=e, column=c, row=r, side_m=side_m), rules) for e, c, r in places)
-        return np.array([SPLITS.index(name) for name in names], np.uint8)
-
-    return splits_of_cells
+def splits_by(rules: SplitRules, *, side_m: int) -> SplitsOf:
+    """`splits_of` for cells of this side, by these rules."""
+    return lambda epsg, column, cell_row: splits_of(epsg, column, cell_row, side_m=side_m, rules=rules)
 
 
 def cell_ids(

@@ -6,9 +6,10 @@ Nothing here knows which rows hold chips: that is the chip table's, see `pipelin
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -28,10 +29,18 @@ from pipeline.shards import (
 )
 from pipeline.types import ChipArrays
 
-__all__ = ["LAYOUT_VERSION", "Layout", "ShardReader", "Store", "StoreError", "chip_hash"]
+__all__ = ["LAYOUT_VERSION", "Layout", "ShardReader", "Store", "StoreError", "chip_hash", "persistently"]
+
+T = TypeVar("T")
 
 _METADATA = "zarr.json"
 _KEY = "twinlook"
+
+WAITS_S = (1.0, 5.0, 20.0)
+"""Between attempts to write an object, seconds."""
+
+_FULL = ("os error 28", "os error 122")
+"""No space left, quota exceeded."""
 
 _FEW_CHIPS = 1 / 8
 """Up to this share of a shard its chunks are read one by one, above it the whole object at once."""
@@ -155,11 +164,32 @@ class Store:
         """Path of a shard's object of one array."""
         return "/".join([name, "c", str(shard), *["0"] * len(self.layout.arrays()[name].shape)])
 
+    def rows_there(self, name: str, shard: int) -> set[int]:
+        """Rows of which a shard's object of one array has a chunk; none where there is no object.
+
+        Raises:
+            ValueError: The object's index is damaged.
+        """
+        key, num_chunks = self.shard_key(name, shard), self.layout.shard_chips
+        try:
+            size = self.objects.size(key)
+        except FileNotFoundError:
+            return set()
+        tail = self.objects.get_ranges(key, [(max(0, size - index_bytes(num_chunks)), size)])[0]
+        places = np.flatnonzero(read_index(tail, num_chunks)[:, 0] != ABSENT)
+        return {self.rows_of(shard).start + place for place in places.tolist()}
+
+    def shards_there(self, name: str) -> set[int]:
+        """Numbers of the shards of which there is an object of one array."""
+        return {int(path.split("/")[2]) for path in self.objects.list(f"{name}/c")}
+
     def _put_shard(self, name: str, shard: int, chunks: dict[int, bytes]) -> None:
+        key = self.shard_key(name, shard)
         if chunks:
-            self.objects.put(self.shard_key(name, shard), join_chunks(chunks, self.layout.shard_chips))
+            data = join_chunks(chunks, self.layout.shard_chips)
+            persistently(lambda: self.objects.put(key, data))
         else:
-            self.objects.delete(self.shard_key(name, shard))
+            persistently(lambda: self.objects.delete(key))
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self.group[name]
@@ -210,6 +240,26 @@ class ShardReader:
         if holes:
             raise StoreError(f"{self._store.url}: {key} has no chip at places {holes}")
         return [(int(start), int(start + length)) for start, length in index[places]]
+
+
+def persistently(write: Callable[[], T], *, waits_s: Sequence[float] = WAITS_S) -> T:
+    """Write, and write again where the store could not be written, after a while; but not to a disk that is full.
+
+    Object stores are asked again by their client, for minutes; this is for what it gives up on, and for disks.
+
+    Raises:
+        OSError: Of the last attempt.
+    """
+    for wait_s in waits_s:
+        try:
+            return write()
+        except (FileExistsError, FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:
+            if any(text in str(error) for text in _FULL):
+                raise
+            time.sleep(wait_s)
+    return write()
 
 
 def chip_hash(chip: ChipArrays) -> str:

@@ -26,7 +26,7 @@ from pipeline.leases import Clock, IsGone, Lease, hold, utc_now
 from pipeline.objects import Objects, concurrently
 from pipeline.planning import Planner
 from pipeline.plans import Plan
-from pipeline.store import Store, StoreError
+from pipeline.store import Store, StoreError, persistently
 
 State = Literal["planning", "building", "sealed"]
 
@@ -250,7 +250,7 @@ class Version:
         failed = bool(pc.any(pc.equal(table["status"], chip_table.FAILED)).as_py())
         if statistics is not None:
             table = table.replace_schema_metadata({_STATISTICS_KEY: canonical(statistics)})
-        self.objects.put_table(_chips_part(shard, failed=failed), table)
+        persistently(lambda: self.objects.put_table(_chips_part(shard, failed=failed), table))
         if not failed:
             self.objects.delete(_chips_part(shard, failed=True))
 
@@ -300,6 +300,11 @@ class Version:
         while shards := list(islice(there, _SHARDS_AT_ONCE)):
             parts = chip_table.concatenate(part for part in concurrently(self.part, shards) if part is not None)
             yield parts if columns is None else parts.select([n for n in columns if n in parts.column_names])
+
+    def chip_table_parts(self) -> Iterator[bytes]:
+        """The files of the sealed chip table, in order; their bytes together have the hash in `sealed`."""
+        sealed = self.sealed or {"part_rows": []}
+        return (self.objects.get(tables.part_path(_CHIP_TABLE, n)) for n in range(len(sealed["part_rows"])))
 
     def chips_of(self, shard: int, *, columns: Sequence[str] | None = None) -> pa.Table:
         """This version's chip table of one shard; reads little more than that. Without rows if it is not done.

@@ -1,0 +1,127 @@
+"""Versions that follow others: what is built already stays out, and what failed is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.chip_table import FAILED
+from pipeline.manifest import ITEMS_SCHEMA, LOOKS_SCHEMA
+from pipeline.planning import Planner
+from pipeline.splits import SPLITS
+from pipeline.store import StoreError
+from pipeline.versions import Version
+
+_CELL = ("epsg", "column", "cell_row")
+
+
+def leave_out_earlier(planner: Planner, version: Version) -> None:
+    """Keep a planner from planning what versions before this one have, whatever became of it there.
+
+    Such candidates become rejections for `in_earlier_version`; failures among them are for `plan_retry`.
+
+    Raises:
+        StoreError: An earlier version was not planned on the grid of cells.
+    """
+    for earlier in version.versions()[:-1]:
+        for batch in earlier.manifest_batches(columns=[*_CELL, "pair"]):
+            _refuse_without_cells(earlier, batch)
+            pairs = batch["pair"].combine_chunks().dictionary_encode()
+            epsg, column, cell_row = (batch[name].to_numpy() for name in _CELL)
+            planner.leave_out(
+                epsg,
+                column,
+                cell_row,
+                pairs.indices.to_numpy(),
+                pairs=pairs.dictionary.to_pylist(),
+            )
+
+
+def plan_retry(version: Version, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Plan a version of the candidates that failed in the ones before it; readers see its outcome instead of theirs.
+
+    Args:
+        version: Begun after a sealed one, not planned.
+        facts: To keep with the plan.
+
+    Returns:
+        The plan as written.
+
+    Raises:
+        StoreError: Nothing failed; or an earlier version was not planned on the grid of cells.
+    """
+    manifests, items = [], [ITEMS_SCHEMA.empty_table()]
+    for earlier in with_open_failures(version):
+        for failed in earlier.failures():
+            shards = np.unique(failed["row"].to_numpy() // earlier_shard_chips(earlier))
+            for shard in shards.tolist():
+                planned = earlier.manifest_of(shard)
+                _refuse_without_cells(earlier, planned)
+                planned = planned.filter(pc.is_in(planned["row"], value_set=failed["row"].combine_chunks()))
+                manifests.append(planned)
+                items.append(earlier.items_of(planned))
+    if not manifests:
+        raise StoreError(f"{version.name}: no candidate of an earlier version failed; there is nothing to try again")
+    planner = _planner(version)
+    for planned in manifests:
+        split = np.array([SPLITS.index(name) for name in planned["split"].to_pylist()], np.uint8)
+        epsg, column, cell_row = (planned[name].to_numpy() for name in _CELL)
+        planner.add(
+            epsg,
+            column,
+            cell_row,
+            np.arange(planned.num_rows),
+            planned["overlap"].to_numpy(),
+            looks=planned.select(LOOKS_SCHEMA.names[1:]),
+            split=split,
+        )
+    return version.write_planned(planner, _once(items), facts={**(facts or {}), "retries": True})
+
+
+def with_open_failures(version: Version) -> list[Version]:
+    """The versions before this one whose failures no version between has tried again."""
+    earlier = version.versions()[:-1]
+    retried = max((v.number for v in earlier if (v.plan or {}).get("retries")), default=1)
+    return [v for v in earlier if v.number >= retried and (v.sealed or {}).get(FAILED)]
+
+
+def earlier_shard_chips(version: Version) -> int:
+    """Rows of a shard of a planned version."""
+    plan = version.plan
+    assert plan is not None, version
+    return int(plan["shard_chips"])
+
+
+def _planner(version: Version) -> Planner:
+    """Blocks as in the version before; splits are given, never drawn."""
+    plan = Version(version.url, version.number - 1).plan
+    assert plan is not None, version
+
+    def no_splits(*_: Any) -> Any:
+        raise AssertionError("splits are given")
+
+    return Planner(
+        block_cells=plan["block_cells"],
+        shard_chips=plan["shard_chips"],
+        first_row=version.first_shard() * plan["shard_chips"],
+        seed=version.number,
+        splits_of=no_splits,
+    )
+
+
+def _refuse_without_cells(version: Version, manifest: pa.Table) -> None:
+    missing = [name for name in _CELL if name not in manifest.column_names]
+    if missing:
+        raise StoreError(f"{version.name} was not planned on the grid of cells: its manifest has no {missing[0]}")
+
+
+def _once(items: list[pa.Table]) -> pa.Table:
+    """Items by id, each once."""
+    table = pa.concat_tables(items)
+    ids = table["id"].to_pylist()
+    firsts = {name: place for place, name in reversed(list(enumerate(ids)))}
+    return table.take([firsts[name] for name in sorted(firsts)])
