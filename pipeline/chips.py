@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from pipeline.access import Access, DirectAccess
 from pipeline.archives import Signing
 from pipeline.bands import RESOLUTION_M
 from pipeline.chip_table import FROM_MANIFEST
-from pipeline.grid import Cell, cells_bounds, utm_box_lonlat
+from pipeline.grid import Cell, block_key, cells_bounds, utm_box_lonlat
 from pipeline.labels import LABEL_MISSING
-from pipeline.reader import Window, read_classes, read_labels, read_optical, read_radar
+from pipeline.reader import Patience, Reader, ReaderName, ReadError, Window, reader_named
 from pipeline.screening import Screening, ScreenRules, band_statistics, screen_chip, screen_classes
 from pipeline.store import chip_hash
-from pipeline.types import Acquisition, ChipArrays, ChipError, Item
+from pipeline.types import Acquisition, ChipArrays, Item
 
 LabelMaps = Mapping[str, Sequence[tuple[str, bytes]]]
 """Label name -> (unsigned href of a map, footprint as WKB in longitude/latitude)."""
@@ -33,79 +34,191 @@ class Recipe:
     side_m: int
     labels: LabelMaps = field(default_factory=dict)
 
+    reader: ReaderName = "window"
+    """Which engine reads."""
+
+    patience: Patience = field(default_factory=Patience)
+    """How long a read is tried."""
+
 
 LedgerRow = dict[str, Any]
 """What became of one candidate; the columns of the chip table."""
 
+T = TypeVar("T")
+Row = Mapping[str, Any]
+
+SPARSE_CELLS: Final = 4
+"""Side of the parts that a sparse block is read in, in cells."""
+
+_FILE_BLOCK_M: Final = 5120
+"""Side of the blocks that archives' files come in, 512 pixels of 10 m: what is read besides what is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One chip as it was read."""
+
+    chip: ChipArrays
+    flags: frozenset[str]
+    """What is odd about its items."""
+
 
 def build_unit(
-    rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item], recipe: Recipe
+    rows: Sequence[Row], items: Mapping[str, Item], recipe: Recipe, access: Access | None = None
 ) -> tuple[dict[int, ChipArrays], list[LedgerRow]]:
     """Make the chips of one unit: one block of cells of one pair of acquisitions.
 
     The scene classification is read first, and the other assets only around the cells that it leaves. Where an asset
-    is corrupt, the cells are read one by one, so that only those which the damage touches are lost.
+    is damaged, the block is halved until only those cells are lost which the damage touches.
 
     Args:
         rows: The unit's rows of the manifest.
         items: Item id -> item, at least those that the rows name.
         recipe: How chips are made.
+        access: How the archive is reached; alone and at once unless given.
 
     Returns:
         Row -> arrays of the chips that are kept; and one ledger row for every row given.
     """
-    try:
-        return _build_block(rows, items, recipe)
-    except ChipError as error:
-        if len(rows) > 1 and not error.transient:
-            parts = [build_unit([row], items, recipe) for row in rows]
-            return {r: chip for chips, _ in parts for r, chip in chips.items()}, [
-                row for _, part in parts for row in part
-            ]
-        return {}, [_ledger_row(row, status="failed", error=f"cell {row['cell']}: {error}") for row in rows]
-
-
-def _build_block(
-    rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item], recipe: Recipe
-) -> tuple[dict[int, ChipArrays], list[LedgerRow]]:
-    optical, radar = (_look(rows, items, sensor) for sensor in ("optical", "radar"))
-    cells = {row["row"]: Cell.from_id(row["cell"], side_m=recipe.side_m) for row in rows}
-    window = _window(cells.values())
-    classes = read_classes(optical, window, recipe.signing)
-    seen = {number: screen_classes(_cut(classes, "scl", window, cell), recipe.screen) for number, cell in cells.items()}
-    kept = {number: cell for number, cell in cells.items() if not seen[number].reason}
-    block = _read_block(optical, radar, _window(kept.values()), recipe) if kept else {}
+    reader = reader_named(recipe.reader, access or DirectAccess(recipe.signing), recipe.patience)
+    cells = _cells(rows, recipe)
+    classes = _in_parts(rows, cells, lambda part: _read_classes(part, items, cells, reader))
+    scl = {number: own for number, own in classes.items() if not isinstance(own, ReadError)}
+    seen = {number: screen_classes(own, recipe.screen) for number, own in scl.items()}
+    kept = [row for row in rows if row["row"] in seen and not seen[row["row"]].reason]
+    read = _in_parts(kept, cells, lambda part: _read_chips(part, items, cells, scl, recipe, reader))
     chips: dict[int, ChipArrays] = {}
     ledger: list[LedgerRow] = []
     for row in rows:
         number = row["row"]
-        if number in kept:
-            inner = _window(kept.values())
-            chip = {name: _cut(array, name, inner, cells[number]) for name, array in block.items()}
-            chip["scl"] = _cut(classes, "scl", window, cells[number])
-            seen[number] = screen_chip(chip, seen[number], recipe.screen)
+        result = read.get(number)
+        failure = next((r for r in (classes[number], result) if isinstance(r, ReadError)), None)
+        if failure:
+            # What was seen before the failure is written down too.
+            columns = seen[number].as_columns() if number in seen else {}
+            ledger.append(_ledger_row(row, status="failed", error=f"cell {row['cell']}: {failure}", **columns))
+            continue
+        if isinstance(result, _Cut):
+            seen[number] = screen_chip(result.chip, seen[number], recipe.screen, flags=result.flags)
             if not seen[number].reason:
-                chips[number] = chip
+                chips[number] = result.chip
         ledger.append(_judged(row, seen[number], chips.get(number)))
     return chips, ledger
 
 
-def _read_block(optical: Acquisition, radar: Acquisition, window: Window, recipe: Recipe) -> ChipArrays:
-    block = read_optical(optical, window, recipe.signing)
-    block["radar"] = read_radar(radar, window, recipe.signing)
+def reading_groups(cells: Mapping[int, Cell]) -> list[list[int]]:
+    """How the wanted cells of a block are best read: together, or, when few are left, in parts of 4 x 4.
+
+    Args:
+        cells: Number -> cell.
+
+    Returns:
+        The numbers of each group, in a fixed order. Reading what lies around a group costs about half a file's block
+        on each side.
+    """
+    parts: dict[Any, list[int]] = {}
+    for number, cell in cells.items():
+        parts.setdefault(block_key(cell, cells_per_side=SPARSE_CELLS), []).append(number)
+    groups = list(parts.values())
+    apart = sum(_cost(cells[number] for number in group) for group in groups)
+    return groups if apart < _cost(cells.values()) else [list(cells)]
+
+
+def _cost(cells: Iterable[Cell]) -> float:
+    """Square metres that are read for a window around cells."""
+    left, bottom, right, top = cells_bounds(cells)
+    return (right - left + _FILE_BLOCK_M) * (top - bottom + _FILE_BLOCK_M)
+
+
+def _in_parts(
+    rows: Sequence[Row], cells: Mapping[int, Cell], read: Callable[[Sequence[Row]], Mapping[int, T]]
+) -> dict[int, T | ReadError]:
+    """What `read` gives for each row; where a file is damaged, the rows are halved to lose as few as possible."""
+    if not rows:
+        return {}
+    try:
+        return {**read(rows)}
+    except ReadError as error:
+        if error.kind != "damaged" or len(rows) == 1:
+            return {row["row"]: error for row in rows}
+    halves = _halves(rows, cells)
+    return {number: result for half in halves for number, result in _in_parts(half, cells, read).items()}
+
+
+def _halves(rows: Sequence[Row], cells: Mapping[int, Cell]) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Two compact halves of a block."""
+    left, bottom, right, top = cells_bounds(cells[row["row"]] for row in rows)
+
+    def place(row: Row) -> tuple[int, int]:
+        cell = cells[row["row"]]
+        return (cell.column, cell.row) if right - left >= top - bottom else (cell.row, cell.column)
+
+    ordered = sorted(rows, key=place)
+    return ordered[: len(rows) // 2], ordered[len(rows) // 2 :]
+
+
+def _read_classes(
+    rows: Sequence[Row], items: Mapping[str, Item], cells: Mapping[int, Cell], reader: Reader
+) -> dict[int, NDArray[np.uint8]]:
+    window = _window(cells[row["row"]] for row in rows)
+    classes = reader.classes(_look(rows, items, "optical"), window)
+    return {row["row"]: _cut(classes, "scl", window, cells[row["row"]]) for row in rows}
+
+
+def _read_chips(
+    rows: Sequence[Row],
+    items: Mapping[str, Item],
+    cells: Mapping[int, Cell],
+    classes: Mapping[int, NDArray[np.uint8]],
+    recipe: Recipe,
+    reader: Reader,
+) -> dict[int, _Cut]:
+    groups = reading_groups({row["row"]: cells[row["row"]] for row in rows})
+    windows = [_window(cells[number] for number in group) for group in groups]
+    looks = [_look(rows, items, sensor) for sensor in ("optical", "radar")]
+    around = [_paste(classes, cells, group, window) for group, window in zip(groups, windows, strict=True)]
+    read = reader.pixels(looks, windows, classes=around)
+    flags = {row["row"]: _flags_of(row, read.flags) for row in rows}
+    cut: dict[int, _Cut] = {}
+    for group, window, arrays in zip(groups, windows, read.arrays, strict=True):
+        arrays.update(_read_labels(window, recipe, reader))
+        for number in group:
+            chip = {name: _cut(array, name, window, cells[number]) for name, array in arrays.items()}
+            cut[number] = _Cut({**chip, "scl": classes[number]}, flags[number])
+        arrays.clear()
+    return cut
+
+
+def _read_labels(window: Window, recipe: Recipe, reader: Reader) -> ChipArrays:
+    labels: ChipArrays = {}
     box = utm_box_lonlat(window.epsg, window.bounds)
     for name, maps in recipe.labels.items():
         hrefs = [href for href, footprint in maps if shapely.from_wkb(footprint).intersects(box)]
-        shape = window.shape(10)
-        block[f"label_{name}"] = (
-            read_labels(hrefs, window, recipe.signing, missing=LABEL_MISSING)
-            if hrefs
-            else np.full(shape, LABEL_MISSING, np.uint8)
-        )
-    return block
+        missing = np.full(window.shape(10), LABEL_MISSING, np.uint8)
+        labels[f"label_{name}"] = reader.labels(hrefs, window, missing=LABEL_MISSING) if hrefs else missing
+    return labels
 
 
-def _look(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item], sensor: str) -> Acquisition:
+def _paste(
+    classes: Mapping[int, NDArray[np.uint8]], cells: Mapping[int, Cell], group: Sequence[int], window: Window
+) -> NDArray[np.uint8]:
+    """(y, x) at 20 m: the classification over a group's cells; 0 between them."""
+    around = np.zeros(window.shape(RESOLUTION_M["scl"]), np.uint8)
+    for number in group:
+        _part(around, "scl", window, cells[number])[...] = classes[number]
+    return around
+
+
+def _flags_of(row: Row, flags: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    items = (name for sensor in ("optical", "radar") for name in row[f"{sensor}_items"])
+    return frozenset(flag for name in items for flag in flags[name])
+
+
+def _cells(rows: Sequence[Row], recipe: Recipe) -> dict[int, Cell]:
+    return {row["row"]: Cell.from_id(row["cell"], side_m=recipe.side_m) for row in rows}
+
+
+def _look(rows: Sequence[Row], items: Mapping[str, Item], sensor: str) -> Acquisition:
     """The acquisition with the items of all rows."""
     names = sorted({name for row in rows for name in row[f"{sensor}_items"]})
     members = sorted((items[name] for name in names), key=lambda item: (item.datetime, item.id))
@@ -118,26 +231,27 @@ def _window(cells: Any) -> Window:
 
 
 def _cut(array: NDArray[Any], name: str, window: Window, cell: Cell) -> NDArray[Any]:
-    """The cell's part of an array over a window, `(..., y, x)`."""
+    """A copy of the cell's part of an array over a window, `(..., y, x)`."""
+    return np.ascontiguousarray(_part(array, name, window, cell))
+
+
+def _part(array: NDArray[Any], name: str, window: Window, cell: Cell) -> NDArray[Any]:
+    """The cell's part of an array over a window."""
     resolution = RESOLUTION_M.get(name, 10)
     left, _, right, top = cell.bounds
     row, column = round((window.bounds[3] - top) / resolution), round((left - window.bounds[0]) / resolution)
     side = round((right - left) / resolution)
-    return np.ascontiguousarray(array[..., row : row + side, column : column + side])
+    return array[..., row : row + side, column : column + side]
 
 
-def _judged(row: Mapping[str, Any], seen: Screening, chip: ChipArrays | None) -> LedgerRow:
-    fractions: dict[str, Any] = {
-        "valid_fraction": seen.valid_fraction,
-        "cloud_fraction": seen.cloud_fraction,
-        "clear_fraction": seen.clear_fraction,
-    }
+def _judged(row: Row, seen: Screening, chip: ChipArrays | None) -> LedgerRow:
+    columns = seen.as_columns()
     if chip is None:
-        return _ledger_row(row, status="rejected", reason=seen.reason, **fractions)
+        return _ledger_row(row, status="rejected", reason=seen.reason, **columns)
     means, deviations = band_statistics(chip)
-    return _ledger_row(row, status="written", sha256=chip_hash(chip), mean=means, std=deviations, **fractions)
+    return _ledger_row(row, status="written", sha256=chip_hash(chip), mean=means, std=deviations, **columns)
 
 
-def _ledger_row(row: Mapping[str, Any], *, status: str, reason: str = "", error: str = "", **more: Any) -> LedgerRow:
+def _ledger_row(row: Row, *, status: str, reason: str = "", error: str = "", **more: Any) -> LedgerRow:
     named = {name: row[name] for name in FROM_MANIFEST}
     return {**named, "status": status, "reason": reason, "error": error, **more}

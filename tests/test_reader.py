@@ -10,14 +10,29 @@ import pytest
 import rasterio
 from rasterio.windows import from_bounds
 
+from pipeline.access import DirectAccess
 from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS, RESOLUTION_M
-from pipeline.reader import Window, read_classes, read_labels, read_optical, read_radar
-from pipeline.types import Acquisition, ChipError, Item, Sensor
+from pipeline.reader import Patience, Reader, ReaderName, ReadError, Window, reader_named
+from pipeline.types import Acquisition, ChipArrays, Item, Sensor
 from tests.distinct_scenes import distinct, optical_item, radar_item, write_tif
 
 NORTH = {"epsg": 32633, "left": 300_000, "top": 5_400_000}
 SOUTH = {"epsg": 32733, "left": 300_000, "top": 7_300_000 - 20}  # 10 000 000 m less a multiple of 60 m
 SIDE_PX = 96
+
+
+@pytest.fixture(params=["window", "stackstac"])
+def reader(request: pytest.FixtureRequest) -> Reader:
+    name: ReaderName = request.param
+    return reader_named(name, DirectAccess(), Patience(attempts=2, backoff_s=0.01, timeout_s=2))
+
+
+def optical(reader: Reader, window: Window, *items: Item) -> ChipArrays:
+    return reader.pixels([look("optical", *items)], [window]).arrays[0]
+
+
+def radar(reader: Reader, window: Window, *items: Item) -> np.ndarray:
+    return reader.pixels([look("radar", *items)], [window]).arrays[0]["radar"]
 
 
 def look(sensor: Sensor, *items: Item) -> Acquisition:
@@ -38,11 +53,11 @@ def rasterio_reads(path: str, window: Window) -> np.ndarray:
 @pytest.mark.parametrize("place", [NORTH, SOUTH], ids=["north", "south"])
 @pytest.mark.parametrize("offset", [0, 1000])
 def test_an_aligned_scene_is_copied_under_the_stated_formula(
-    place: dict[str, int], offset: int, tmp_path: Path
+    reader: Reader, place: dict[str, int], offset: int, tmp_path: Path
 ) -> None:
     item = optical_item(tmp_path, **place, side_px=SIDE_PX, offset_dn=offset)
     window = inner(place)
-    arrays = read_optical(look("optical", item), window, "none")
+    arrays = optical(reader, window, item)
     for group, bands in NATIVE_GROUPS.items():
         assert arrays[group].dtype == np.uint16
         assert arrays[group].shape == (len(bands), *window.shape(RESOLUTION_M[group]))
@@ -52,23 +67,25 @@ def test_an_aligned_scene_is_copied_under_the_stated_formula(
 
 
 @pytest.mark.parametrize("place", [NORTH, SOUTH], ids=["north", "south"])
-def test_radar_on_a_grid_whole_pixels_off_is_copied_in_centi_decibel(place: dict[str, int], tmp_path: Path) -> None:
+def test_radar_on_a_grid_whole_pixels_off_is_copied_in_centi_decibel(
+    reader: Reader, place: dict[str, int], tmp_path: Path
+) -> None:
     shifted = {**place, "left": place["left"] - 70, "top": place["top"] + 30}
     item = radar_item(tmp_path, **shifted, side_px=SIDE_PX + 12)
     window = inner(place)
-    pixels = read_radar(look("radar", item), window, "none")
+    pixels = radar(reader, window, item)
     for band, read in zip(RADAR_BANDS, pixels, strict=True):
         gamma0 = rasterio_reads(item.assets[band], window).astype(np.float64)
         assert (read == np.maximum(np.round(1000 * np.log10(gamma0)), -5000)).all(), band
 
 
-def test_two_tiles_are_one_picture(tmp_path: Path) -> None:
+def test_two_tiles_are_one_picture(reader: Reader, tmp_path: Path) -> None:
     west = optical_item(tmp_path, **NORTH, side_px=SIDE_PX, name="west")
     east_place = {**NORTH, "left": NORTH["left"] + 600}
     east = optical_item(tmp_path, **east_place, side_px=SIDE_PX, offset_dn=1000, name="east")
     left, top = NORTH["left"] + 480, NORTH["top"] - 120
     window = Window(epsg=32633, bounds=(left, top - 240, left + 960, top))
-    picture = read_optical(look("optical", west, east), window, "none")["b10"][0]
+    picture = optical(reader, window, west, east)["b10"][0]
     from_west = rasterio_reads(west.assets["B02"], Window(epsg=32633, bounds=(left, top - 240, left + 480, top)))
     assert (picture[:, :48] == from_west).all()
     # Beyond the western tile come the pixels of the eastern one, without its offset.
@@ -76,17 +93,17 @@ def test_two_tiles_are_one_picture(tmp_path: Path) -> None:
     assert (picture[:, 48:] == np.maximum(rest.astype(int) - 1000, 1)).all()
 
 
-def test_outside_the_swath_there_is_no_data(tmp_path: Path) -> None:
+def test_outside_the_swath_there_is_no_data(reader: Reader, tmp_path: Path) -> None:
     item = optical_item(tmp_path, **NORTH, side_px=SIDE_PX)
     values = distinct(SIDE_PX, SIDE_PX, start=0)
     values[:, :40] = 0
     write_tif(Path(item.assets["B02"]), values, epsg=32633, left=NORTH["left"], top=NORTH["top"], pixel_m=10, nodata=0)
-    pixels = read_optical(look("optical", item), inner(NORTH), "none")["b10"][0]
+    pixels = optical(reader, inner(NORTH), item)["b10"][0]
     assert (pixels[:, :28] == 0).all()
     assert (pixels[:, 28:] > 0).all()
 
 
-def test_a_scene_of_the_neighbouring_zone_is_within_a_pixel(tmp_path: Path) -> None:
+def test_a_scene_of_the_neighbouring_zone_is_within_a_pixel(reader: Reader, tmp_path: Path) -> None:
     from pyproj import Transformer
 
     # Radar values that encode the column: read in the neighbouring zone, each pixel must come from where it lies.
@@ -97,50 +114,50 @@ def test_a_scene_of_the_neighbouring_zone_is_within_a_pixel(tmp_path: Path) -> N
     centre = Transformer.from_crs(32633, 32632, always_xy=True).transform(281_200, 5_398_800)
     left, top = round(centre[0] / 60) * 60 - 240, round(centre[1] / 60) * 60 + 240
     window = Window(epsg=32632, bounds=(left, top - 480, left + 480, top))
-    centi_db = read_radar(look("radar", item), window, "none")[0]
+    centi_db = radar(reader, window, item)[0]
     xs, ys = np.meshgrid(left + 5 + 10 * np.arange(48), top - 5 - 10 * np.arange(48))
     x, _ = Transformer.from_crs(32632, 32633, always_xy=True).transform(xs, ys)
     expected = ((x - 280_000) / 10 - 0.5) / 100 + 0.5
     assert np.abs(10 ** (centi_db / 1000) - expected).max() < 0.01  # a tenth of a pixel would be 0.001
 
 
-def test_labels_come_by_nearest_neighbour_with_holes_marked(tmp_path: Path) -> None:
+def test_labels_come_by_nearest_neighbour_with_holes_marked(reader: Reader, tmp_path: Path) -> None:
     classes = np.where(
         distinct(SIDE_PX, SIDE_PX, start=0) % 7 == 0, 0, 10 * (1 + distinct(SIDE_PX, SIDE_PX, start=0) % 5)
     ).astype(np.uint8)
     path = tmp_path / "map.tif"
     write_tif(path, classes, epsg=32633, left=NORTH["left"], top=NORTH["top"], pixel_m=10, nodata=0)
-    read = read_labels([str(path)], inner(NORTH), "none", missing=255)
+    read = reader.labels([str(path)], inner(NORTH), missing=255)
     assert (read == np.where(classes == 0, 255, classes)[12:60, 12:60]).all()
 
 
-def test_a_missing_asset_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_asset_is_an_error(reader: Reader, tmp_path: Path) -> None:
     item = optical_item(tmp_path, **NORTH, side_px=SIDE_PX)
     Path(item.assets["B05"]).unlink()
-    with pytest.raises(ChipError, match="item S2, band B05") as failed:
-        read_optical(look("optical", item), inner(NORTH), "none")
+    with pytest.raises(ReadError, match="item S2, band B05") as failed:
+        optical(reader, inner(NORTH), item)
     assert not failed.value.transient
 
 
-def test_a_corrupt_asset_is_an_error(tmp_path: Path) -> None:
+def test_a_corrupt_asset_is_an_error(reader: Reader, tmp_path: Path) -> None:
     item = radar_item(tmp_path, **NORTH, side_px=SIDE_PX)
     path = Path(item.assets["VH"])
     content = bytearray(path.read_bytes())
     content[len(content) // 4 :] = b"\xa5" * (len(content) - len(content) // 4)
     path.write_bytes(content)
-    with pytest.raises(ChipError, match="item S1, band"):
-        read_radar(look("radar", item), inner(NORTH), "none")
+    with pytest.raises(ReadError, match="item S1, band"):
+        radar(reader, inner(NORTH), item)
 
 
-def test_an_asset_without_a_value_inside_its_footprint_is_a_failed_read(tmp_path: Path) -> None:
+def test_an_asset_without_a_value_inside_its_footprint_is_a_failed_read(reader: Reader, tmp_path: Path) -> None:
     item = optical_item(tmp_path, **NORTH, side_px=SIDE_PX)
     empty = np.zeros((SIDE_PX, SIDE_PX), np.uint16)
     write_tif(Path(item.assets["B08"]), empty, epsg=32633, left=NORTH["left"], top=NORTH["top"], pixel_m=10, nodata=0)
-    with pytest.raises(ChipError, match="item S2, band B08: no data at all"):
-        read_optical(look("optical", item), inner(NORTH), "none")
+    with pytest.raises(ReadError, match="item S2, band B08: no data at all"):
+        optical(reader, inner(NORTH), item)
 
 
-def test_radar_in_decibel_is_refused(tmp_path: Path) -> None:
+def test_radar_in_decibel_is_refused(reader: Reader, tmp_path: Path) -> None:
     item = radar_item(tmp_path, **NORTH, side_px=SIDE_PX)
     for band in RADAR_BANDS:
         decibel = np.full((SIDE_PX, SIDE_PX), -12.5, np.float32)
@@ -153,14 +170,14 @@ def test_radar_in_decibel_is_refused(tmp_path: Path) -> None:
             pixel_m=10,
             nodata=-32768,
         )
-    with pytest.raises(ChipError, match="in decibel"):
-        read_radar(look("radar", item), inner(NORTH), "none")
+    with pytest.raises(ReadError, match="in decibel"):
+        radar(reader, inner(NORTH), item)
 
 
-def test_errors_hold_no_signature(tmp_path: Path) -> None:
+def test_errors_hold_no_signature(reader: Reader, tmp_path: Path) -> None:
     item = optical_item(tmp_path, **NORTH, side_px=SIDE_PX)
     signed = replace(item, assets={**item.assets, "SCL": "http://127.0.0.1:9/scl.tif?sv=2024&sig=SECRET%3D"})
-    with pytest.raises(ChipError) as failed:
-        read_classes(look("optical", signed), inner(NORTH), "none")
+    with pytest.raises(ReadError) as failed:
+        reader.classes(look("optical", signed), inner(NORTH))
     assert "SECRET" not in str(failed.value)
     assert failed.value.__cause__ is None

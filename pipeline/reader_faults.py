@@ -1,0 +1,129 @@
+"""Why a read failed, so that it is known what may help.
+
+GDAL says the HTTP status only when it cannot open a file. When a file opens and a later request fails, it says that
+it got no bytes, whatever the server said; then the server is asked once more, by us.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+import rasterio
+from rasterio.errors import RasterioError
+
+from pipeline.reader_gdal import gdal_options, gdal_path, last_byte
+from pipeline.reader_types import Kind, Patience, ReadError
+from pipeline.redaction import describe
+
+_STATUS = re.compile(r"HTTP response code: (\d{3})")
+_NO_ANSWER = re.compile(r"CURL error|timed out|Timeout|reset by peer|Could not (?:connect|resolve)", re.IGNORECASE)
+_NO_FILE = re.compile(r"No such file|does not exist in the file system", re.IGNORECASE)
+_NO_BYTES = re.compile(r"got \d+ bytes, expected|Read error at|Cannot seek|Seek error", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server says when it is asked for a file's first byte."""
+
+    status: int | None
+    """None: nothing."""
+
+    retry_after_s: float | None = None
+    size: int | None = None
+    """Of the file, in bytes."""
+
+
+def diagnose(error: Exception, href: str, patience: Patience) -> ReadError:
+    """Why reading failed, asking the server where GDAL does not say.
+
+    Args:
+        error: What the engine met.
+        href: Signed.
+        patience: How long the server may take.
+    """
+    if isinstance(error, ReadError):
+        return error
+    message = describe(error)
+    status = _STATUS.search(message)
+    kind: Kind
+    if status:
+        return _of_status(Answer(int(status[1])), message, href, patience)
+    if _NO_ANSWER.search(message):
+        return ReadError(message, kind="busy")
+    if not href.startswith(("http://", "https://")):
+        kind = "missing" if _NO_FILE.search(message) else _of_content(message)
+        return ReadError(message, kind=kind)
+    if not _NO_BYTES.search(message):
+        return ReadError(message, kind=_of_content(message))
+    answer = ask(href, patience)
+    if answer.status is None or answer.status >= 400:
+        return _of_status(answer, message, href, patience)
+    if answer.size is not None and _cut_off(href, answer.size, patience):
+        return ReadError(f"the file is cut off after {answer.size} bytes; {message}", kind="damaged")
+    return ReadError(message, kind="busy")
+
+
+def ask(href: str, patience: Patience) -> Answer:
+    """Ask a server for the first byte of a signed href."""
+    request = urllib.request.Request(href, headers={"Range": "bytes=0-0"})  # noqa: S310  # given http(s) only
+    # The certificates that GDAL trusts, which rasterio sets.
+    trusted = ssl.create_default_context(cafile=os.environ.get("GDAL_CURL_CA_BUNDLE"))
+    try:
+        with urllib.request.urlopen(request, timeout=patience.timeout_s, context=trusted) as response:  # noqa: S310
+            _, _, size = response.headers.get("Content-Range", "").partition("/")
+            return Answer(response.status, size=int(size) if size.isdigit() else None)
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, retry_after_s=_seconds(error.headers.get("Retry-After")))
+    except OSError:
+        return Answer(None)
+
+
+def _of_status(answer: Answer, message: str, href: str, patience: Patience) -> ReadError:
+    status = answer.status
+    kind: Kind
+    if status in (401, 403):
+        kind = "forbidden"
+    elif status in (404, 410):
+        kind = "missing"
+    elif status is None or status in (408, 425, 429) or status >= 500:
+        kind = "busy"
+    else:
+        kind = "unreadable"
+    if status in (429, 503) and answer.retry_after_s is None:
+        # GDAL does not pass on how long the server asked to wait.
+        answer = ask(href, patience)
+    said = "no answer" if status is None else f"HTTP {status}"
+    return ReadError(f"{said}; {message}", kind=kind, status=status, retry_after_s=answer.retry_after_s)
+
+
+def _of_content(message: str) -> Kind:
+    """Whether only some of a file's blocks may be bad: those that were met in reading, not in opening."""
+    return "damaged" if "IReadBlock failed" in message or "Read failed" in message else "unreadable"
+
+
+def _cut_off(href: str, size: int, patience: Patience) -> bool:
+    """Whether a file's header promises more bytes than there are."""
+    try:
+        with rasterio.Env(**gdal_options(patience)), rasterio.open(gdal_path(href)) as dataset:
+            return last_byte(dataset) > size
+    except RasterioError:
+        return False
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """A Retry-After header, which is a number of seconds or a date."""
+    if not retry_after:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,160 @@
+"""The stackstac reader: one dask chunk per asset and window, computed by threads inside the task.
+
+Everything that stackstac would otherwise guess is said explicitly. Its own GDAL reader is kept, except that a file is
+warped with what it holds for "no data" kept out of the interpolation, and that a failure is kept with its asset
+instead of ending the whole computation.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Final
+
+import dask
+import dask.base
+import numpy as np
+import stackstac
+from dask.array import Array
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window as PixelWindow
+from stackstac.rio_env import LayeredEnv
+from stackstac.rio_reader import AutoParallelRioReader, SelfCleaningDatasetReader, ThreadLocalRioDataset
+
+from pipeline.grid import utm_box_lonlat
+from pipeline.reader_gdal import fill_nodata, gdal_options, header_of, warp_arguments
+from pipeline.reader_types import Finish, Header, Patience, Pixels, ReadError, Source, Window
+from pipeline.reader_window import READ_THREADS
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the threads of one computation found out, by path."""
+
+    sources: Mapping[str, Source]
+    headers: dict[str, Header] = field(default_factory=dict)
+    errors: dict[str, Exception] = field(default_factory=dict)
+
+
+# dask copies the reader that it is given, and with it whatever that holds: what threads find out is left here.
+_RUNNING: Final[dict[int, _Seen]] = {}
+_COMPUTATIONS: Final = itertools.count()
+
+
+class StackstacEngine:
+    """See `Engine`."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+
+    def read(
+        self, sources: Sequence[Source], paths: Sequence[str], windows: Sequence[Window], finish: Finish
+    ) -> list[Pixels | Exception]:
+        """See `Engine`."""
+        seen = _Seen(dict(zip(paths, sources, strict=True)))
+        groups: dict[Any, list[str]] = {}
+        for path, source in seen.sources.items():
+            groups.setdefault((source.resolution_m, source.fill.dtype, source.smooth), []).append(path)
+        computation = next(_COMPUTATIONS)
+        _RUNNING[computation] = seen
+        try:
+            jobs = [(group, window) for group in groups.values() for window in windows]
+            lazy = [_lazy_stack(group, window, computation, self.patience) for group, window in jobs]
+            with dask.config.set(scheduler="threads", num_workers=READ_THREADS):
+                stacks = dask.base.compute(*lazy)
+        finally:
+            del _RUNNING[computation]
+        arrays: dict[str, list[NDArray[Any]]] = {path: [] for path in paths}
+        for (group, _), stack in zip(jobs, stacks, strict=True):
+            for path, pixels in zip(group, stack, strict=True):
+                arrays[path].append(pixels)
+        return [_finished(path, arrays.pop(path), seen, finish) for path in paths]
+
+
+def _finished(path: str, arrays: list[NDArray[Any]], seen: _Seen, finish: Finish) -> Pixels | Exception:
+    if path in seen.errors:
+        return seen.errors[path]
+    source, header = seen.sources[path], seen.headers[path]
+    try:
+        return Pixels(
+            arrays=tuple(finish(source, fill_nodata(pixels, header, source)) for pixels in arrays), header=header
+        )
+    except ReadError as error:
+        return error
+
+
+def _lazy_stack(paths: Sequence[str], window: Window, computation: int, patience: Patience) -> Array:
+    """(path, y, x) of assets of one kind."""
+    source = _RUNNING[computation].sources[paths[0]]
+    rows, columns = window.shape(source.resolution_m)
+    stacked = stackstac.stack(
+        [_as_stac(paths, window)],
+        assets=[str(number) for number in range(len(paths))],
+        epsg=window.epsg,
+        resolution=source.resolution_m,
+        bounds=window.bounds,
+        snap_bounds=False,
+        xy_coords="center",
+        chunksize=(1, 1, rows, columns),
+        dtype=source.fill.dtype,
+        fill_value=source.fill,
+        resampling=Resampling.bilinear if source.smooth else Resampling.nearest,
+        rescale=False,
+        sortby_date=False,
+        properties=False,
+        band_coords=False,
+        errors_as_nodata=(),
+        gdal_env=_environment(patience),
+        reader=type("_Reader", (_BlockReader,), {"computation": computation}),
+    )
+    assert stacked.shape == (1, len(paths), rows, columns), (stacked.shape, window)
+    lazy: Array = stacked.data[0]
+    return lazy
+
+
+def _as_stac(paths: Sequence[str], window: Window) -> dict[str, Any]:
+    """The least of an item that stackstac needs; it has the window's place, as what lies where is the header's say."""
+    west, south, east, north = utm_box_lonlat(window.epsg, window.bounds).bounds
+    return {
+        "id": "block",
+        "type": "Feature",
+        "geometry": None,
+        "bbox": [west, south, east, north],
+        "properties": {"datetime": "2000-01-01T00:00:00Z"},
+        "assets": {str(number): {"href": path} for number, path in enumerate(paths)},
+    }
+
+
+class _BlockReader(AutoParallelRioReader):  # type: ignore[misc]  # stackstac has no types
+    """The reader of stackstac for the sources of one computation, whose number a subclass holds."""
+
+    computation: ClassVar[int]
+
+    def _open(self) -> ThreadLocalRioDataset:
+        seen = _RUNNING[self.computation]
+        with self.gdal_env.open:
+            dataset = SelfCleaningDatasetReader(self.url, sharing=False)
+            seen.headers[self.url] = header = header_of(dataset)
+            arguments = warp_arguments(header, seen.sources[self.url])
+            warped = WarpedVRT(dataset, sharing=False, **arguments, **self.spec.vrt_params)
+        return ThreadLocalRioDataset(self.gdal_env, dataset, vrt=warped)
+
+    def read(self, window: PixelWindow, **more: Any) -> NDArray[Any]:
+        try:
+            with self.gdal_env.read:
+                pixels = self.dataset.read(window=window, out_dtype=self.dtype, masked=False, **more)
+                return np.asarray(pixels[0])
+        except (RasterioError, OSError, ReadError) as error:
+            _RUNNING[self.computation].errors[self.url] = error
+            return np.full((int(window.height), int(window.width)), self.fill_value, self.dtype)
+
+
+@lru_cache(maxsize=4)
+def _environment(patience: Patience) -> LayeredEnv:
+    # Entered by stackstac in every thread that reads, which an environment around the computation is not.
+    return LayeredEnv(always=gdal_options(patience))

@@ -1,0 +1,66 @@
+"""Direct windows: each asset opened once by a thread of a pool, its windows read and finished there.
+
+Measured against async-geotiff on obstore, over HTTP with 40 ms latency at blocks of 8 x 8 chips: that takes a quarter
+fewer requests and, with idle cores, a third less time; the same bytes and more processor time. It cannot warp, so that
+GDAL would have to stay beside it; it was not worth a second way to open, sign, retry and fail.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import rasterio
+from rasterio.errors import RasterioError
+
+from pipeline.reader_gdal import copy_pixels, fill_nodata, gdal_options, header_of, is_aligned, warp_pixels
+from pipeline.reader_types import Finish, Patience, Pixels, ReadError, Source, Window
+
+READ_THREADS = min(16, 4 * (os.cpu_count() or 4))
+"""Each waits for a server most of the time."""
+
+
+class WindowEngine:
+    """See `Engine`."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+
+    def read(
+        self, sources: Sequence[Source], paths: Sequence[str], windows: Sequence[Window], finish: Finish
+    ) -> list[Pixels | Exception]:
+        """See `Engine`."""
+        jobs = [
+            _pool(self.patience).submit(_read, source, path, tuple(windows), finish)
+            for source, path in zip(sources, paths, strict=True)
+        ]
+        return [job.result() for job in jobs]
+
+
+def _read(source: Source, path: str, windows: tuple[Window, ...], finish: Finish) -> Pixels | Exception:
+    try:
+        with rasterio.open(path) as dataset:
+            header = header_of(dataset)
+            arrays = []
+            for window in windows:
+                read = copy_pixels if is_aligned(header, window, source.resolution_m) else warp_pixels
+                pixels = fill_nodata(read(dataset, header, source, window), header, source)
+                arrays.append(finish(source, pixels))
+        return Pixels(arrays=tuple(arrays), header=header)
+    except (RasterioError, OSError, ReadError) as error:
+        return error
+
+
+@lru_cache(maxsize=4)
+def _pool(patience: Patience) -> ThreadPoolExecutor:
+    # rasterio's environments are of the thread that enters them: these threads stay in theirs for good.
+    kept = threading.local()
+
+    def enter() -> None:
+        kept.environment = rasterio.Env(**gdal_options(patience))
+        kept.environment.__enter__()
+
+    return ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read", initializer=enter)
