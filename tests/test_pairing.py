@@ -122,7 +122,7 @@ def test_a_limit_in_days_is_included() -> None:
 def test_items_of_one_overpass_are_one_acquisition() -> None:
     slices = [item("radar", 0.01 * n, orbit=15) for n in range(3)]
     later = item("radar", 24 * 12, orbit=15)
-    other_track = item("radar", 0.02, orbit=16)
+    other_track = item("radar", 1.7, orbit=16)
     found = acquisitions([later, *slices, other_track])
     assert sorted(len(a.items) for a in found) == [1, 1, 3]
 
