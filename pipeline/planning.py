@@ -33,6 +33,7 @@ _FIELD_BITS: Final = 24
 _FIELD_OFFSET: Final = 1 << (_FIELD_BITS - 1)
 _FIELD_MASK: Final = (1 << _FIELD_BITS) - 1
 _FIRST_EPSG: Final = 32600
+_LAST_EPSG: Final = 32760
 
 
 class Planner:
@@ -430,7 +431,18 @@ def _joined(rows: Sequence[_Rows]) -> _Rows:
 def _pack(
     epsg: NDArray[np.integer[Any]], column: NDArray[np.integer[Any]], cell_row: NDArray[np.integer[Any]]
 ) -> NDArray[np.uint64]:
-    """Cells, or blocks, as one number each."""
+    """Cells, or blocks, as one number each.
+
+    Raises:
+        ValueError: A zone is none, or a cell lies too far from its zone's origin.
+    """
+    for values, low, high in (
+        (np.asarray(epsg), _FIRST_EPSG + 1, _LAST_EPSG),
+        (np.asarray(column), -_FIELD_OFFSET, _FIELD_OFFSET - 1),
+        (np.asarray(cell_row), -_FIELD_OFFSET, _FIELD_OFFSET - 1),
+    ):
+        if values.size and (values.min() < low or values.max() > high):
+            raise ValueError(f"no cell of a UTM zone: {values.min()} to {values.max()} is not within {low} to {high}")
     codes = (np.asarray(epsg) - _FIRST_EPSG).astype(np.uint64) << np.uint64(2 * _FIELD_BITS)
     codes |= (np.asarray(column) + _FIELD_OFFSET).astype(np.uint64) << np.uint64(_FIELD_BITS)
     codes |= (np.asarray(cell_row) + _FIELD_OFFSET).astype(np.uint64)

@@ -34,14 +34,14 @@ State = Literal["planning", "building", "sealed"]
 class Mergeable(Protocol):
     """Statistics of the chips of a shard, which add up over shards in any order."""
 
-    def merge(self, other: Self) -> Self:
-        """Of the chips of both."""
+    def merge(self, other: Self) -> None:
+        """Add what another has counted."""
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+    def to_json(self) -> str:
+        """As JSON text."""
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
+    def from_json(cls, text: str) -> Self:
         """The inverse of `to_json`."""
 
 
@@ -226,7 +226,7 @@ class Version:
         self._refuse_if_sealed()
         self.objects.delete(_chips_part(shard, failed=True))
 
-    def write_part(self, shard: int, table: pa.Table, *, statistics: Mapping[str, Any] | None = None) -> None:
+    def write_part(self, shard: int, table: pa.Table, *, statistics: Mergeable | None = None) -> None:
         """Say that a shard is done, and what became of its candidates; after all its pixels are written.
 
         A part with failures has another name, so that a list of names tells what is left to do.
@@ -234,7 +234,7 @@ class Version:
         Args:
             shard: Number of the shard.
             table: Its part of the chip table.
-            statistics: Of its chips, as JSON values; they are added up when the version is sealed.
+            statistics: Of its chips; they are added up when the version is sealed.
 
         Raises:
             StoreError: Sealed, or no chip table, or rows of other shards.
@@ -249,7 +249,7 @@ class Version:
             raise StoreError(f"{self.name} shard {shard}: the part has rows of other shards")
         failed = bool(pc.any(pc.equal(table["status"], chip_table.FAILED)).as_py())
         if statistics is not None:
-            table = table.replace_schema_metadata({_STATISTICS_KEY: canonical(statistics)})
+            table = table.replace_schema_metadata({_STATISTICS_KEY: statistics.to_json()})
         persistently(lambda: self.objects.put_table(_chips_part(shard, failed=failed), table))
         if not failed:
             self.objects.delete(_chips_part(shard, failed=True))
@@ -356,9 +356,12 @@ class Version:
         """The versions whose chips a reader of this one sees, ascending."""
         return [Version(self.url, number + 1) for number in range(self.number)]
 
-    def statistics(self) -> dict[str, Any] | None:
-        """Of the chips of this version, as JSON values; None where its tasks took none, or it is not sealed."""
-        return self._json_if_there(_STATISTICS)
+    def statistics(self) -> str | None:
+        """Of the chips of this version, as JSON text; None where its tasks took none, or it is not sealed."""
+        try:
+            return self.objects.get(_STATISTICS).decode()
+        except FileNotFoundError:
+            return None
 
     def seal(self, *, statistics: type[Mergeable] | None = None) -> dict[str, Any]:
         """Publish: from here on nothing of this version is written again. Sealing twice does nothing.
@@ -394,7 +397,7 @@ class Version:
             part_rows.append(int(first["row"][0].as_py()))
         tables.delete_parts_from(self.objects, _CHIP_TABLE, len(part_rows))
         if sum_up.total is not None:
-            self.objects.put_json(_STATISTICS, sum_up.total.to_json())
+            self.objects.put(_STATISTICS, sum_up.total.to_json().encode())
         content = {**chip_table.add_ledgers(ledgers), "sha256": digest.hexdigest(), "part_rows": part_rows}
         self.objects.put_json("sealed.json", content, create=True)
         return content
@@ -497,8 +500,11 @@ class _Sum:
     def add(self, text: bytes | None) -> None:
         if self._kind is None or text is None:
             return
-        more = self._kind.from_json(json.loads(text))
-        self.total = more if self.total is None else self.total.merge(more)
+        more = self._kind.from_json(text.decode())
+        if self.total is None:
+            self.total = more
+        else:
+            self.total.merge(more)
 
 
 def latest(url: str) -> Version | None:
