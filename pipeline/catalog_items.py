@@ -1,0 +1,423 @@
+"""What an archive answers as `Item`s, without the archive's quirks: understood, repaired, or refused with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyproj
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from pipeline.archives import Archive
+from pipeline.bands import OPTICAL_BANDS, RADAR_BANDS, SCENE_CLASSIFICATION
+from pipeline.redaction import redact
+from pipeline.types import Item, Sensor
+
+Feature = Mapping[str, Any]
+"""A STAC item as JSON."""
+
+PROPERTIES = (
+    "datetime", "start_datetime", "end_datetime", "created", "updated", "platform", "constellation",
+    "eo:cloud_cover", "grid:code", "s2:mgrs_tile", "s2:processing_baseline", "s2:product_uri", "s2:datatake_id",
+    "s2:datastrip_id", "s2:generation_time", "s2:nodata_pixel_percentage", "earthsearch:boa_offset_applied",
+    "sat:orbit_state", "sat:relative_orbit", "sat:absolute_orbit", "sar:instrument_mode", "sar:polarizations",
+    "sar:product_type", "proj:epsg", "proj:code", "proj:bbox", "proj:shape", "proj:transform",
+)  # fmt: skip
+"""What of an item's properties is asked for and kept."""
+
+ASSET_FIELDS = ("href", "type", "proj:epsg", "proj:code", "raster:bands", "raster:offset", "bands")
+"""What of an asset is asked for and kept; of others than the reference band only what locates it."""
+
+OFFSET_BAND = "B02"
+"""The band whose published offset is compared with what the baseline says; an archive shifts all or none."""
+
+_FIRST_OFFSET_BASELINE = (4, 0)
+_OFFSET_DN = 1000
+
+_GAP = timedelta(minutes=10)
+_SAME_GROUND = 0.9
+"""A granule of which this share is seen in newer ones of the same overpass was processed again."""
+
+_LONGEST_EDGE_M = 20_000.0
+
+
+class ItemError(ValueError):
+    """An item that cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """An item that is not used."""
+
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    """An item that is used although something was wrong with it."""
+
+    item: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """An item that was understood."""
+
+    item: Item
+    notes: tuple[str, ...]
+
+    processed: tuple[int, ...]
+    """Processing baseline; empty for radar."""
+
+    generated: str
+    """When the granule was made, as the archive writes it; the item's id where it does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a search came to."""
+
+    items: list[Item]
+    """Sorted by time and id."""
+
+    refused: list[Refused]
+    noted: list[Noted]
+
+
+def resolve(
+    features: Iterable[Feature],
+    archive: Archive,
+    sensor: Sensor,
+    region: BaseGeometry,
+    period: tuple[datetime, datetime],
+) -> Found:
+    """The items of a region and period among what a server answered, whatever it filtered itself.
+
+    Args:
+        features: In any order; of an item that comes twice the later one counts.
+        archive: Who answered.
+        sensor: optical or radar.
+        region: Longitude/latitude.
+        period: Half-open, UTC.
+    """
+    shapely.prepare(region)
+    judged: dict[str, Parsed | Refused | None] = {}
+    for feature in features:
+        name = str(feature.get("id") or "")
+        try:
+            one = parse(feature, archive, sensor)
+        except ItemError as error:
+            judged[name] = Refused(item=name, reason=str(error))
+            continue
+        asked_for = period[0] <= one.item.datetime < period[1] and region.intersects(one.item.footprint)
+        judged[name] = one if asked_for else None
+    kept, replaced = newest_processing(entry for _, entry in sorted(judged.items()) if isinstance(entry, Parsed))
+    refused = [entry for entry in judged.values() if isinstance(entry, Refused)]
+    kept.sort(key=lambda one: (one.item.datetime, one.item.id))
+    return Found(
+        items=[one.item for one in kept],
+        refused=sorted([*refused, *replaced], key=lambda entry: entry.item),
+        noted=[Noted(item=one.item.id, what=what) for one in kept for what in one.notes],
+    )
+
+
+def newest_processing(parsed: Iterable[Parsed]) -> tuple[list[Parsed], list[Refused]]:
+    """Without the granules whose ground is in newer ones of the same tile and overpass.
+
+    Not every second granule of a tile is a repetition: where two datastrips meet, each holds a part of the tile.
+    """
+    kept: list[Parsed] = []
+    replaced: list[Refused] = []
+    for granules in _overpasses_of_a_tile(parsed):
+        # Newest first: what is kept can only be replaced by what was looked at before.
+        own: list[Parsed] = []
+        for one in sorted(granules, key=lambda p: (p.processed, p.generated, p.item.id), reverse=True):
+            if own and _share_within(one.item.footprint, [p.item.footprint for p in own]) >= _SAME_GROUND:
+                replaced.append(Refused(item=one.item.id, reason=f"processed again as {own[0].item.id}"))
+            else:
+                own.append(one)
+        kept += own
+    return kept, replaced
+
+
+def _overpasses_of_a_tile(parsed: Iterable[Parsed]) -> Iterator[list[Parsed]]:
+    """Granules of one tile, platform and orbit that are minutes apart; items without a tile each for themselves."""
+    places: dict[tuple[str, int, str], list[Parsed]] = {}
+    for one in parsed:
+        if one.item.tile:
+            places.setdefault((one.item.platform, one.item.relative_orbit, one.item.tile), []).append(one)
+        else:
+            yield [one]
+    for granules in places.values():
+        granules.sort(key=lambda p: p.item.datetime)
+        starts = [i for i, (a, b) in enumerate(pairwise(granules), 1) if b.item.datetime - a.item.datetime > _GAP]
+        yield from (granules[i:j] for i, j in pairwise([0, *starts, len(granules)]))
+
+
+def parse_item(feature: Feature, archive: Archive, sensor: Sensor) -> Item:
+    """One STAC item (1.0 or 1.1, projection extension 1 or 2) as an `Item`.
+
+    Raises:
+        ItemError: See `parse`.
+    """
+    return parse(feature, archive, sensor).item
+
+
+def parse(feature: Feature, archive: Archive, sensor: Sensor) -> Parsed:
+    """One STAC item (1.0 or 1.1, projection extension 1 or 2), with what was repaired.
+
+    Raises:
+        ItemError: A missing asset or field, or a geometry that is neither in degrees nor can be brought there.
+    """
+    try:
+        return _parse(slim(feature, archive, sensor), archive, sensor)
+    except ItemError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
+        raise ItemError(f"cannot be understood: {redact(repr(error))}") from error
+
+
+def slim(feature: Feature, archive: Archive, sensor: Sensor) -> dict[str, Any]:
+    """The item with what `parse` looks at, and with hrefs that nobody signed; equal whatever else a server sent."""
+    keys = {archive.asset_keys[band]: band for band in _bands(sensor)}
+    found = (feature.get("properties"), feature.get("assets"))
+    properties, assets = (part if isinstance(part, Mapping) else {} for part in found)
+    return {
+        "type": "Feature",
+        "stac_version": str(feature.get("stac_version", "1.0.0")),
+        "id": str(feature.get("id") or ""),
+        "collection": feature.get("collection"),
+        "geometry": feature.get("geometry"),
+        "properties": {k: properties[k] for k in PROPERTIES if properties.get(k) is not None},
+        "assets": {
+            key: _slim_asset(assets[key], reference=keys[key] == OFFSET_BAND)
+            for key in sorted(keys)
+            if isinstance(assets.get(key), Mapping)
+        },
+        "links": [],
+    }
+
+
+def wanted_fields(archive: Archive, sensor: Sensor) -> list[str]:
+    """What `slim` keeps, as a server with the fields extension is asked for it."""
+    places = ("href", "type", "proj:epsg", "proj:code")
+    keys = [archive.asset_keys[band] for band in _bands(sensor)]
+    offsets = archive.asset_keys[OFFSET_BAND]
+    assets = [f"assets.{key}.{place}" for key in keys for place in (ASSET_FIELDS if key == offsets else places)]
+    return ["type", "stac_version", "id", "collection", "geometry", *(f"properties.{p}" for p in PROPERTIES), *assets]
+
+
+def offset_dn(properties: Mapping[str, Any], baseline: str, archive: Archive) -> int:
+    """What was added to the digital numbers of an optical item; decided by its baseline, never by its date.
+
+    Raises:
+        ItemError: The item does not say its baseline.
+    """
+    processed = _version(baseline)
+    if archive.offset_rule == "baseline_unless_flagged" and properties.get("earthsearch:boa_offset_applied"):
+        return 0
+    return _OFFSET_DN if processed >= _FIRST_OFFSET_BASELINE else 0
+
+
+def _parse(feature: Feature, archive: Archive, sensor: Sensor) -> Parsed:
+    properties = feature["properties"]
+    notes: list[str] = []
+    if not feature["id"]:
+        raise ItemError("has no id")
+    baseline, offset, cloud_percent = "", 0, 0.0
+    processed: tuple[int, ...] = ()
+    assets = _hrefs(feature, _bands(sensor), archive)
+    epsg = _epsg(feature)
+    if sensor == "optical":
+        baseline = str(properties.get("s2:processing_baseline", ""))
+        processed = _version(baseline)
+        offset = offset_dn(properties, baseline, archive)
+        notes += _doubts_on_offset(feature, offset, archive)
+        cloud_percent = _cloud_percent(properties, notes)
+    item = Item(
+        id=str(feature["id"]),
+        collection=str(feature.get("collection") or ""),
+        sensor=sensor,
+        datetime=_datetime(properties),
+        epsg=epsg,
+        footprint=_footprint(feature, epsg, notes),
+        assets=assets,
+        platform=str(properties.get("platform", "")).lower(),
+        tile=str(properties.get("s2:mgrs_tile") or properties.get("grid:code") or "").removeprefix("MGRS-"),
+        relative_orbit=_relative_orbit(feature),
+        orbit_state=str(properties.get("sat:orbit_state") or ""),
+        cloud_percent=cloud_percent,
+        baseline=baseline,
+        offset_dn=offset,
+    )
+    generated = str(properties.get("s2:generation_time") or item.id)
+    return Parsed(item=item, notes=tuple(notes), processed=processed, generated=generated)
+
+
+def _bands(sensor: Sensor) -> tuple[str, ...]:
+    return (*OPTICAL_BANDS, SCENE_CLASSIFICATION) if sensor == "optical" else RADAR_BANDS
+
+
+def _slim_asset(asset: Mapping[str, Any], *, reference: bool) -> dict[str, Any]:
+    names = ASSET_FIELDS if reference else ("href", "type", "proj:epsg", "proj:code")
+    kept = {name: asset[name] for name in names if asset.get(name) is not None}
+    # A query part would be somebody's signature: hrefs are kept without it and signed when they are read.
+    return {**kept, "href": str(asset.get("href") or "").partition("?")[0]}
+
+
+def _version(baseline: str) -> tuple[int, ...]:
+    try:
+        major, minor = (int(part) for part in baseline.split("."))
+    except ValueError:
+        raise ItemError(f"s2:processing_baseline is {baseline!r}: cannot tell whether 1000 was added") from None
+    return (major, minor)
+
+
+def _doubts_on_offset(feature: Feature, offset: int, archive: Archive) -> list[str]:
+    """Where an offset is published and means something, whether it agrees with the baseline."""
+    published = _published_offset(feature["assets"][archive.asset_keys[OFFSET_BAND]])
+    if archive.offset_rule != "baseline" or published is None or round(published * -10_000) == offset:
+        return []
+    return [f"publishes an offset of {published:g}, but its processing baseline says {-offset / 10_000:g}: taken"]
+
+
+def _published_offset(asset: Mapping[str, Any]) -> float | None:
+    """Of the raster extension: in `raster:bands` (STAC 1.0), in `bands` or in the asset itself (1.1)."""
+    first = (asset.get("bands") or [{}])[0]
+    older = (asset.get("raster:bands") or [{}])[0]
+    found = (older.get("offset"), first.get("raster:offset"), asset.get("raster:offset"))
+    return next((float(value) for value in found if value is not None), None)
+
+
+def _cloud_percent(properties: Mapping[str, Any], notes: list[str]) -> float:
+    if properties.get("eo:cloud_cover") is None:
+        notes.append("has no eo:cloud_cover: taken as free of cloud until its pixels are read")
+        return 0.0
+    return float(properties["eo:cloud_cover"])
+
+
+def _datetime(properties: Mapping[str, Any]) -> datetime:
+    text = properties.get("datetime") or properties.get("start_datetime")
+    if not text:
+        raise ItemError("has no datetime")
+    parsed = datetime.fromisoformat(text)
+    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+
+
+def _epsg(feature: Feature) -> int:
+    for fields in (feature["properties"], *feature["assets"].values()):
+        if fields.get("proj:code"):
+            return int(str(fields["proj:code"]).removeprefix("EPSG:"))
+        if fields.get("proj:epsg"):
+            return int(fields["proj:epsg"])
+    raise ItemError("has neither proj:code nor proj:epsg")
+
+
+def _footprint(feature: Feature, epsg: int, notes: list[str]) -> BaseGeometry:
+    """The item's geometry in degrees, valid, within ±180."""
+    if not feature.get("geometry"):
+        raise ItemError("has no geometry")
+    geometry = shapely.force_2d(shapely.geometry.shape(feature["geometry"]))
+    if not np.isfinite(geometry.bounds).all():
+        raise ItemError("has an empty geometry, or one with coordinates that are no numbers")
+    west, south, east, north = geometry.bounds
+    if west < -360 or east > 360 or south < -90 or north > 90:
+        geometry = _out_of_metres(feature, geometry, epsg)
+        notes.append(f"had a geometry in metres of EPSG:{epsg}: brought to degrees")
+    if any(part.bounds[2] - part.bounds[0] > 180 for part in shapely.get_parts(geometry)):
+        geometry = shapely.transform(geometry, _eastward)
+        notes.append("had a geometry the long way around the earth: split at the antimeridian")
+    if not geometry.is_valid:
+        notes.append(f"had an invalid geometry ({shapely.is_valid_reason(geometry)}): repaired")
+    geometry = _within_180(_valid(geometry))
+    if geometry.area == 0:
+        raise ItemError("has a geometry without area")
+    return geometry
+
+
+def _out_of_metres(feature: Feature, geometry: BaseGeometry, epsg: int) -> BaseGeometry:
+    """A geometry in the item's own projection in degrees, where the item says elsewhere that it lies there."""
+    bounds = feature["properties"].get("proj:bbox") or _raster_bounds(feature["properties"])
+    geometry = _valid(geometry)
+    if bounds is None or _share_within(geometry, [shapely.box(*bounds)]) < _SAME_GROUND:
+        raise ItemError(
+            f"has a geometry that is not in degrees (bounds {geometry.bounds}) and does not lie where proj:bbox or "
+            f"proj:transform say (EPSG:{epsg}, {bounds})"
+        )
+    # Straight lines of a projection are curves in degrees.
+    dense = shapely.segmentize(geometry, _LONGEST_EDGE_M)
+    return shapely.transform(dense, _to_degrees(epsg).transform, interleaved=False)
+
+
+def _raster_bounds(properties: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    transform, shape = properties.get("proj:transform"), properties.get("proj:shape")
+    if not transform or not shape:
+        return None
+    x = sorted((transform[2], transform[2] + transform[0] * shape[1]))
+    y = sorted((transform[5], transform[5] + transform[4] * shape[0]))
+    return (x[0], y[0], x[1], y[1])
+
+
+def _within_180(geometry: BaseGeometry) -> BaseGeometry:
+    """What lies beyond ±180 moved to where it is."""
+    west, _, east, _ = geometry.bounds
+    if west >= -180 and east <= 180:
+        return geometry
+    turns = (
+        shapely.transform(geometry, lambda xy, turn=turn: xy + np.array([turn, 0.0])) for turn in (-360.0, 0.0, 360.0)
+    )
+    world = shapely.box(-180, -90, 180, 90)
+    return _polygons_of(shapely.union_all([turned.intersection(world) for turned in turns]))
+
+
+def _eastward(coordinates: Any) -> Any:
+    return np.where(coordinates[:, :1] < 0, coordinates + np.array([360.0, 0.0]), coordinates)
+
+
+def _valid(geometry: BaseGeometry) -> BaseGeometry:
+    return geometry if geometry.is_valid else _polygons_of(shapely.make_valid(geometry, method="structure"))
+
+
+def _polygons_of(geometry: BaseGeometry) -> BaseGeometry:
+    """Without the points and lines that repairing and cutting may leave."""
+    parts = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
+    return shapely.union_all(parts)
+
+
+def _share_within(geometry: BaseGeometry, others: list[BaseGeometry]) -> float:
+    return float(geometry.intersection(shapely.union_all(others)).area / geometry.area) if geometry.area else 0.0
+
+
+@cache
+def _to_degrees(epsg: int) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
+
+
+def _hrefs(feature: Feature, bands: Iterable[str], archive: Archive) -> dict[str, str]:
+    keys = {band: archive.asset_keys[band] for band in bands}
+    missing = [key for key in keys.values() if key not in feature["assets"]]
+    if missing:
+        raise ItemError(f"has no asset {', '.join(missing)}")
+    hrefs = {band: str(feature["assets"][key]["href"]) for band, key in keys.items()}
+    if not all(hrefs.values()):
+        raise ItemError(f"has no href for {', '.join(band for band, href in hrefs.items() if not href)}")
+    return hrefs
+
+
+def _relative_orbit(feature: Feature) -> int:
+    properties = feature["properties"]
+    if properties.get("sat:relative_orbit") is not None:
+        return int(properties["sat:relative_orbit"])
+    # Earth Search leaves it out; the product's name has it as _R022_.
+    for part in str(properties.get("s2:product_uri") or feature["id"]).split("_"):
+        if len(part) == 4 and part[0] == "R" and part[1:].isdigit():
+            return int(part[1:])
+    raise ItemError("has no sat:relative_orbit")
