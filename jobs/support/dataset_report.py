@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import jinja2
 import numpy as np
+import pyarrow.compute as pc
 from markupsafe import Markup
 from matplotlib.colors import to_hex
-from numpy.typing import NDArray
 
 from jobs.support import words
 from jobs.support.chip_pictures import SCL_CLASSES, SCL_COLOURS, jpeg, label_colour, png, views
@@ -20,7 +20,7 @@ from jobs.support.dataset_facts import DatasetFacts, Histogram, dataset_facts, e
 from jobs.support.pictures import coverage_map
 from pipeline.layout import Layout
 from pipeline.objects import Objects
-from pipeline.store import Store, StoreError
+from pipeline.store import Store
 from pipeline.versions import Version
 
 _COLOURS: Final[Mapping[str, str]] = {
@@ -58,7 +58,7 @@ def write_dataset_report(
 
 def dataset_page(version: Version, *, gallery: int = 12, seed: int = 0) -> str:
     """The page itself, see `write_dataset_report`."""
-    facts = dataset_facts(version)
+    facts = dataset_facts(version, samples=gallery, seed=seed)
     counts = facts.counts
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.support"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -70,19 +70,21 @@ def dataset_page(version: Version, *, gallery: int = 12, seed: int = 0) -> str:
         percent=_percent,
         colour=lambda name: _COLOURS.get(name, _OTHER),
     )
-    chips = _gallery(version, facts, gallery, seed)
+    chips = _gallery(version, facts, gallery)
     days = "days_between" in facts.histograms
     fractions = {name: each for name, each in facts.histograms.items() if name != "days_between"}
-    spread = {name: each for name, each in fractions.items() if np.count_nonzero(_total(each)) > 1}
+    spread = {name: each for name, each in fractions.items() if np.count_nonzero(each.total) > 1}
     return environment.get_template("dataset.html.j2").render(
         **counts,
-        map=_inline(coverage_map(facts.cell_corners, facts.cell_chips), "png"),
+        map=_map(facts),
         days_plot=_plot(facts.histograms["days_between"], "radar after optical, days") if days else None,
         fraction_plots=[_plot(each, _AXES[name], squeezed=True) for name, each in spread.items()],
         constant=[(_AXES[name], counts["fractions"][name]) for name in fractions if name not in spread],
         months=_months(counts["time"]),
         shares=_shares(counts["ledger"]),
-        band_plots=[_plot(_histogram(band["chip_means"]), band["units"], height=34) for band in counts["bands"]],
+        band_plots=[
+            _plot(Histogram.from_dict(band["histogram"]), band["units"], height=34) for band in counts["bands"]
+        ],
         gallery=chips,
         keys=_keys(Store.open(version.url).layout, chips),
         request_text=json.dumps(counts["request"], indent=1, sort_keys=True, ensure_ascii=False),
@@ -101,11 +103,15 @@ _AXES: Final[Mapping[str, str]] = {
 """Fraction -> what its axis says."""
 
 
-def _gallery(version: Version, facts: DatasetFacts, number: int, seed: int) -> list[dict[str, Any]]:
+def _map(facts: DatasetFacts) -> str | None:
+    return _inline(coverage_map(facts.place_corners, facts.place_chips), "png") if len(facts.place_corners) else None
+
+
+def _gallery(version: Version, facts: DatasetFacts, number: int) -> list[dict[str, Any]]:
     """Some chips with their pictures, evenly over the splits."""
     store = Store.open(version.url)
-    chosen = even_rows(facts.rows, number, seed=seed)
-    about = _about({row for _, row in chosen}, version)
+    chosen = even_rows(facts.samples, number)
+    about = _about([row for _, row in chosen], version)
     shown = []
     for split, row in chosen:
         chip = store.read_chip(row)
@@ -117,16 +123,15 @@ def _gallery(version: Version, facts: DatasetFacts, number: int, seed: int) -> l
     return shown
 
 
-def _about(rows: set[int], version: Version) -> dict[int, dict[str, Any]]:
-    """Cell, moment and time between the looks of some rows."""
+def _about(rows: Sequence[int], version: Version) -> dict[int, dict[str, Any]]:
+    """Cell, moment and time between the looks of some rows; reads little more than those."""
     names = ["row", "cell", "optical_datetime", "dt_s", "orbit_state"]
     found: dict[int, dict[str, Any]] = {}
-    for number in range(version.number):
-        table = Version(version.url, number + 1).manifest(columns=names)
-        here = np.isin(table["row"].to_numpy(), list(rows))
-        found.update({row["row"]: row for row in table.take(np.flatnonzero(here)).to_pylist()})
-    if missing := rows - set(found):
-        raise StoreError(f"{version.name}: rows {sorted(missing)} have chips but are not in the manifest")
+    for row in rows:
+        owner = next(each for each in reversed(version.versions()) if each.plan and row >= each.plan["first_row"])
+        shard = row // Store.open(version.url).layout.shard_chips
+        manifest = owner.manifest_of(shard, columns=names)
+        found[row] = manifest.filter(pc.equal(manifest["row"], row)).to_pylist()[0]
     return found
 
 
@@ -156,24 +161,11 @@ def _months(time: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _shares(ledger: Mapping[str, Any]) -> list[dict[str, Any]]:
-    total = max(1, ledger["known"])
+    total = max(1, ledger["requested"])
     return [
         {"name": name, "count": ledger[name], "share": ledger[name] / total}
         for name in ("written", "rejected", "failed")
     ]
-
-
-def _histogram(counts: Mapping[str, Any]) -> Histogram:
-    return Histogram(
-        edges=np.asarray(counts["edges"]),
-        series={name: np.asarray(each) for name, each in counts["series"].items()},
-    )
-
-
-def _total(histogram: Histogram) -> NDArray[np.int64]:
-    """Counts per bin over all series."""
-    total: NDArray[np.int64] = np.sum(list(histogram.series.values()), axis=0)
-    return total
 
 
 def _plot(histogram: Histogram, axis: str, *, height: int = _PLOT[1], squeezed: bool = False) -> dict[str, Any]:
@@ -186,7 +178,7 @@ def _plot(histogram: Histogram, axis: str, *, height: int = _PLOT[1], squeezed: 
         squeezed: Bars grow with the square root of their count, so that a bin of all chips does not hide the rest.
     """
     edges, width = histogram.edges, _PLOT[0]
-    total = _total(histogram)
+    total = histogram.total
     most = max(1, int(total.max()))
     full = total / most
     tallest = height * (np.sqrt(full) if squeezed else full)
