@@ -41,9 +41,17 @@ def distance_bias(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
     return distance[..., None, :, :] * -slope[:, None, None]
 
 
-@lru_cache(maxsize=4)
 def grid_bias(rows: int, columns: int, heads: int, device: torch.device) -> Tensor:
-    """Bias (1, H, N, N) between all patches of a grid, kept for the next call with the same grid."""
+    """Bias (1, H, N, N) float32 between all patches of a grid, kept for the next call with the same grid."""
+    # A compiled or exported program computes it: it cannot look into a cache.
+    if torch.compiler.is_compiling():
+        positions = patch_positions(rows, columns, device)
+        return distance_bias(positions, positions, heads)[None]
+    return _kept_grid_bias(rows, columns, heads, device)
+
+
+@lru_cache(maxsize=4)
+def _kept_grid_bias(rows: int, columns: int, heads: int, device: torch.device) -> Tensor:
     # A tensor made in inference mode could never again take part in training.
     with torch.inference_mode(False), torch.no_grad():
         positions = patch_positions(rows, columns, device)

@@ -35,17 +35,27 @@ class Decoder(nn.Module):
         return predicted
 
 
-@lru_cache(maxsize=4)
 def sine_cosine_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
     """(N, width) float32, fixed: the first half of the width encodes the patch's column, the second its row.
 
     Each half holds sines, then cosines, of the coordinate times 10000^(-k / (width / 4)).
     """
+    # A compiled program computes it: it cannot look into a cache.
+    make = _make_positions if torch.compiler.is_compiling() else _kept_positions
+    return make(rows, columns, width, device)
+
+
+def _make_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
+    quarter = width // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [coordinate.reshape(-1, 1) * frequencies for coordinate in (column, row)]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+    return table.to(device=device, dtype=torch.float32)
+
+
+@lru_cache(maxsize=4)
+def _kept_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
     # A tensor made in inference mode could never again take part in training.
     with torch.inference_mode(False), torch.no_grad():
-        quarter = width // 4
-        frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        angles = [coordinate.reshape(-1, 1) * frequencies for coordinate in (column, row)]
-        table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
-        return table.to(device=device, dtype=torch.float32)
+        return _make_positions(rows, columns, width, device)

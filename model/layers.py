@@ -8,11 +8,13 @@ Every block normalises its input itself (pre-norm) and returns what its caller a
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 INPUT_MEAN: Final = 0.5
 INPUT_STD: Final = 0.25
@@ -47,11 +49,36 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, h
     Returns:
         (B, N, D), heads side by side.
     """
+    # Fused wherever the device has a kernel for it: (B, H, N, M) scores never lie in memory.
     queries, keys, values = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys, values))
     if bias is not None:
         bias = bias.to(queries.dtype)
     attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
     return attended.transpose(1, 2).flatten(2)
+
+
+def in_matmul_dtype(bias: Tensor) -> Tensor:
+    """Round a bias once to what autocast multiplies in, rather than again in every layer.
+
+    The bias is computed in float32. Where it is large, and bfloat16 coarse, its softmax weight is close to nothing.
+    """
+    kind = bias.device.type
+    return bias.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else bias
+
+
+def run_layer(layer: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tensor:
+    """Apply a layer; with `recompute`, keep only its inputs and run it again in the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        output = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+    else:
+        output = layer(*inputs)
+    assert isinstance(output, Tensor)
+    return output
+
+
+def to_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Tokens (B, N, D) of a rows x columns grid -> feature map (B, D, rows, columns), a view."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], rows, columns)
 
 
 class SelfAttention(nn.Module):
@@ -127,19 +154,25 @@ class PatchEmbedding(nn.Linear):
 class Encoder(nn.Module):
     """The ViT of one sensor: no class token, no position embedding; positions enter through the bias alone."""
 
+    recompute = False
+    """Activation checkpointing: see `run_layer`."""
+
     def __init__(self, channels: int, patch_px: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(channels * patch_px**2, width)
         self.layers = nn.ModuleList(EncoderLayer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, patches: Tensor, bias: Tensor) -> Tensor:
-        """Patches (B, N, C * P * P), bias (B or 1, H, N, N) -> encodings (B, N, D)."""
+    def forward(self, patches: Tensor, bias: Tensor, tap: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        """Patches (B, N, C * P * P), bias (B or 1, H, N, N) -> encodings (B, N, D), and what layers `tap` put out."""
         tokens: Tensor = self.patch_embedding(patches)
-        for layer in self.layers:
-            tokens = layer(tokens, bias)
-        out: Tensor = self.norm(tokens)
-        return out
+        bias = in_matmul_dtype(bias)
+        tapped = {}
+        for index, layer in enumerate(self.layers):
+            tokens = run_layer(layer, tokens, bias, recompute=self.recompute)
+            if index in tap:
+                tapped[index] = tokens
+        return self.norm(tokens), tapped
 
 
 class JointLayer(nn.Module):
@@ -162,12 +195,17 @@ class JointLayer(nn.Module):
 class JointEncoder(nn.Module):
     """Radar encodings look at optical encodings; the context is the same in every layer."""
 
+    recompute = False
+    """Activation checkpointing: see `run_layer`."""
+
     def __init__(self, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(JointLayer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, radar: Tensor, optical: Tensor, self_bias: Tensor, cross_bias: Tensor) -> Tensor:
+    def forward(
+        self, radar: Tensor, optical: Tensor, self_bias: Tensor, cross_bias: Tensor, tap: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """Fuse the two sensors.
 
         Args:
@@ -175,15 +213,18 @@ class JointEncoder(nn.Module):
             optical: Encodings (B, M, D), the context.
             self_bias: (B or 1, H, N, N), between radar patches.
             cross_bias: (B or 1, H, N, M), from radar to optical patches.
+            tap: Layers, counted from 0, whose output is wanted as well.
 
         Returns:
-            Joint encodings (B, N, D).
+            Joint encodings (B, N, D), and by layer the tokens (B, N, D) that it put out, not normalised.
         """
-        tokens = radar
-        for layer in self.layers:
-            tokens = layer(tokens, optical, self_bias, cross_bias)
-        out: Tensor = self.norm(tokens)
-        return out
+        tokens, self_bias, cross_bias = radar, in_matmul_dtype(self_bias), in_matmul_dtype(cross_bias)
+        tapped = {}
+        for index, layer in enumerate(self.layers):
+            tokens = run_layer(layer, tokens, optical, self_bias, cross_bias, recompute=self.recompute)
+            if index in tap:
+                tapped[index] = tokens
+        return self.norm(tokens), tapped
 
 
 @torch.no_grad()

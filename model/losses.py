@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Losses(NamedTuple):
-    """Scalars of one batch; `total` is what training minimises."""
+    """Scalars of one batch; `total` is what training minimises, and what has no weight in it is 0."""
 
     total: Tensor
     contrastive: Tensor
@@ -26,6 +26,37 @@ class Losses(NamedTuple):
 
     match_fraction: Tensor
     """Share of this rank's chips whose own partner is the nearest of all G, mean over both directions."""
+
+
+class Projections(NamedTuple):
+    """What the contrastive loss compares: (B, D) per sensor, row by row partners."""
+
+    optical: Tensor
+    radar: Tensor
+
+
+class ContrastiveGradient(NamedTuple):
+    """Gradient of a contrastive loss that was computed before, over more samples than these B.
+
+    In units of this part's own mean: scaled up by (all samples of the rank) / B.
+    """
+
+    optical: Tensor
+    """(B, D), with respect to the projections."""
+
+    radar: Tensor
+    """(B, D)."""
+
+    logit_scale: Tensor
+    """Scalar, of the whole loss."""
+
+    def carry(self, projections: Projections, logit_scale: Tensor) -> Tensor:
+        """A scalar that has this gradient; its value says nothing."""
+        return (
+            (projections.optical.float() * self.optical).sum()
+            + (projections.radar.float() * self.radar).sum()
+            + logit_scale * self.logit_scale
+        )
 
 
 class _Gather(torch.autograd.Function):
@@ -50,9 +81,7 @@ def num_ranks() -> int:
     return distributed.get_world_size() if ready else 1
 
 
-def info_nce(
-    optical: Tensor, radar: Tensor, logit_scale: Tensor, *, gathered_gradient: bool = True
-) -> tuple[Tensor, Tensor]:
+def info_nce(projections: Projections, logit_scale: Tensor, *, gathered_gradient: bool = True) -> tuple[Tensor, Tensor]:
     """Contrast this rank's chips with those of all ranks.
 
     Each rank scores its own rows. The mean over ranks is the loss of the whole batch, and gradients averaged over
@@ -60,8 +89,7 @@ def info_nce(
     equally many chips.
 
     Args:
-        optical: (B, D) projections.
-        radar: (B, D), row by row the partners of `optical`.
+        projections: (B, D) of each sensor.
         logit_scale: Scalar, log of the inverse temperature.
         gathered_gradient: False lets no gradient through gathered features, as the reference does.
 
@@ -69,8 +97,8 @@ def info_nce(
         The loss, and the share of chips whose partner is the nearest; scalars.
     """
     # Similarities of a large batch differ by less than bfloat16 resolves.
-    with torch.autocast(optical.device.type, enabled=False):
-        optical, radar = functional.normalize(optical.float(), dim=-1), functional.normalize(radar.float(), dim=-1)
+    with torch.autocast(logit_scale.device.type, enabled=False):
+        optical, radar = (functional.normalize(each.float(), dim=-1) for each in projections)
         all_optical, all_radar = optical, radar
         first = 0
         if num_ranks() > 1:
@@ -88,10 +116,7 @@ def info_nce(
 
 
 def patch_targets(patches: Tensor) -> Tensor:
-    """Patches (B, N, V) of both sensors side by side -> the same, each patch with mean 0 and variance 1.
-
-    Optical and radar values of a patch share one mean and one (unbiased) variance, as in the reference.
-    """
+    """Patches (B, N, V) -> the same, each with mean 0 and (unbiased) variance 1 over its V values."""
     # torch.var_mean and a chain of fresh tensors take several times as long on a CPU.
     centred = patches - patches.mean(dim=-1, keepdim=True)
     variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square() / (patches.shape[-1] - 1)

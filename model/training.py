@@ -1,6 +1,6 @@
 """One step of pretraining and what surrounds it: parameter groups, the learning rate, and what a step reports.
 
-Nothing here knows of processes, files or Ray. Wrapped in DistributedDataParallel, the same step trains on many ranks.
+Nothing here knows of files or Ray. Wrapped in DistributedDataParallel, the same step trains on many ranks.
 """
 
 # B samples
@@ -8,15 +8,19 @@ Nothing here knows of processes, files or Ray. Wrapped in DistributedDataParalle
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
-from model.losses import Losses
-from model.masking import draw_masks
+from model.croma import CromaPretraining
+from model.losses import ContrastiveGradient, Losses, Projections, num_ranks
+from model.masking import Masks, draw_masks
 from model.normalisation import Normalisation
 from model.preprocessing import prepare
 from model.randomness import sample_keys
@@ -51,7 +55,11 @@ class StepSettings:
     """Keep the log of the inverse temperature at or below this; ln 100 is usual."""
 
     bfloat16: bool = False
-    """Matrix products in bfloat16; weights, bias and losses stay float32."""
+    """Matrix products in bfloat16; weights and losses stay float32, and distances are computed in it."""
+
+    micro_batch: int | None = None
+    """Samples whose activations are held at a time; unset: the whole batch. The contrastive loss spans the whole batch
+    of all ranks all the same, for a second pass through the two sensors' encoders (gradient caching)."""
 
 
 def build_optimizer(
@@ -98,15 +106,110 @@ def pretraining_losses(
     Raises:
         ValueError: When a sensor is absent from the batch.
     """
+    optical, radar, masks = pretraining_inputs(batch, normalisation=normalisation, settings=settings, epoch=epoch)
+    with _autocast(optical.device, settings):
+        losses: Losses = model(optical, radar, masks)
+    return losses
+
+
+def pretraining_inputs(
+    batch: Mapping[str, Tensor], *, normalisation: Normalisation, settings: StepSettings, epoch: int
+) -> tuple[Tensor, Tensor, Masks]:
+    """Optical (B, 12, h, w), radar (B, 2, h, w) and masks of a batch, each sample's decided by its own key alone.
+
+    Raises:
+        ValueError: When a sensor is absent from the batch.
+    """
     keys = sample_keys(batch["row"], batch["k"], seed=settings.seed, epoch=epoch)
     optical, radar = prepare(batch, normalisation, keys=keys if settings.augment else None)
     if optical is None or radar is None:
         raise ValueError("pretraining needs both sensors in every batch")
     num_patches = (optical.shape[-2] // settings.patch_px) * (optical.shape[-1] // settings.patch_px)
     masks = draw_masks(keys, num_patches, mask_fraction=settings.mask_fraction, shared=settings.shared_masks)
-    with torch.autocast(optical.device.type, dtype=torch.bfloat16, enabled=settings.bfloat16):
-        losses: Losses = model(optical, radar, masks)
-    return losses
+    return optical, radar, masks
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    normalisation: Normalisation,
+    settings: StepSettings,
+    epoch: int,
+) -> Losses:
+    """Add the gradients of a batch to those of the parameters, `settings.micro_batch` samples at a time.
+
+    In parts, gradients and losses equal those of the whole batch: with a contrastive loss, the projections of all
+    parts are computed first without keeping activations, the loss and its gradient follow from those, and then
+    each part is run again and carries its share of that gradient back (gradient caching, Gao et al. 2021). That can
+    be, because a sample's masks and turns are the same both times.
+
+    Args:
+        model: A CromaPretraining or a DistributedDataParallel of one, whose ranks then exchange gradients once.
+        batch: As in `train_step`; equally many samples on every rank.
+        normalisation: Means and σ per band.
+        settings: The same for all steps of a run.
+        epoch: Counted from 0.
+
+    Returns:
+        The losses of the whole batch, without graph.
+    """
+    num_samples = len(batch["row"])
+    size = min(settings.micro_batch or num_samples, num_samples)
+    if size == num_samples:
+        losses = pretraining_losses(model, batch, normalisation=normalisation, settings=settings, epoch=epoch)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        return Losses(*(each.detach() for each in losses))
+
+    # Made again in the second pass: inputs in float32 weigh several times what the batch's integers do.
+    parts = [{name: values[at : at + size] for name, values in batch.items()} for at in range(0, num_samples, size)]
+    inputs = partial(pretraining_inputs, normalisation=normalisation, settings=settings, epoch=epoch)
+    unwrapped = getattr(model, "module", model)
+    assert isinstance(unwrapped, CromaPretraining), type(unwrapped)
+    weights = unwrapped.objective
+    contrastive = match_fraction = unwrapped.logit_scale.new_zeros(())
+    gradients: list[ContrastiveGradient | None] = [None] * len(parts)
+    if weights.contrastive_weight:
+        projections = []
+        for part in parts:
+            optical, radar, masks = inputs(part)
+            with torch.no_grad(), _autocast(optical.device, settings):
+                projections.append(unwrapped.project(unwrapped.encode(optical, radar, masks)))
+        contrastive, match_fraction, gradients = _contrastive_gradients(unwrapped, projections)
+
+    from_optical = from_radar = torch.zeros_like(contrastive)
+    for index, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
+        share = len(part["row"]) / num_samples
+        optical, radar, masks = inputs(part)
+        last = index == len(parts) - 1
+        quiet = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+        with quiet:
+            with _autocast(optical.device, settings):
+                losses = model(optical, radar, masks, gradient)
+            (share * losses.total).backward()
+        from_optical = from_optical + share * losses.reconstruction_optical.detach()
+        from_radar = from_radar + share * losses.reconstruction_radar.detach()
+    total = weights.contrastive_weight * contrastive + weights.reconstruction_weight * (from_optical + from_radar)
+    return Losses(total, contrastive, from_optical, from_radar, match_fraction)
+
+
+def _contrastive_gradients(
+    model: CromaPretraining, parts: Sequence[Projections]
+) -> tuple[Tensor, Tensor, list[ContrastiveGradient | None]]:
+    """The contrastive loss of the projections of all parts, the match fraction, and each part's gradient."""
+    sizes = [len(part.optical) for part in parts]
+    leaves = [torch.cat(sensor).float().requires_grad_() for sensor in zip(*parts, strict=True)]
+    contrastive, match_fraction = model.contrast(Projections(*leaves))
+    *of_projections, of_scale = torch.autograd.grad(contrastive, [*leaves, model.logit_scale])
+    gradients: list[ContrastiveGradient | None] = [
+        ContrastiveGradient(optical * sum(sizes) / size, radar * sum(sizes) / size, of_scale)
+        for size, optical, radar in zip(sizes, *(torch.split(each, sizes) for each in of_projections), strict=True)
+    ]
+    return contrastive.detach(), match_fraction, gradients
+
+
+def _autocast(device: torch.device, settings: StepSettings) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bfloat16)
 
 
 def train_step(
@@ -135,19 +238,22 @@ def train_step(
         gradient_norm (before clipping) and learning_rate.
 
     Raises:
-        NonFiniteError: Before the weights change. As gradients are averaged over ranks, all ranks raise together.
+        NonFiniteError: On every rank when it is so on any, before the weights change.
     """
-    losses = pretraining_losses(model, batch, normalisation=normalisation, settings=settings, epoch=epoch)
     optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses = accumulate_gradients(model, batch, normalisation=normalisation, settings=settings, epoch=epoch)
     gradient_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
     logit_scale = _logit_scale(model)
     names = ("loss", "contrastive", "reconstruction_optical", "reconstruction_radar", "match_fraction")
+    values = torch.stack([*losses, gradient_norm, (-logit_scale.detach()).exp()])
     # One copy off the device for all of them.
-    values = torch.stack([*(each.detach() for each in losses), gradient_norm, (-logit_scale.detach()).exp()]).tolist()
-    report = dict(zip((*names, "gradient_norm", "temperature"), values, strict=True))
-    if not (math.isfinite(report["loss"]) and math.isfinite(report["gradient_norm"])):
-        raise NonFiniteError(f"not finite: {report}; chips in rows {batch['row'].tolist()}")
+    *reported, at_fault = torch.cat([values, _ranks_at_fault(values)[None]]).tolist()
+    report = dict(zip((*names, "gradient_norm", "temperature"), reported, strict=True))
+    if at_fault:
+        rows = batch["row"].tolist()
+        raise NonFiniteError(
+            f"not finite on {at_fault:.0f} of {num_ranks()} ranks; here: {report}; chips in rows {rows}"
+        )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
@@ -155,6 +261,15 @@ def train_step(
         with torch.no_grad():
             logit_scale.clamp_(max=settings.max_logit_scale)
     return report | {"learning_rate": learning_rate}
+
+
+def _ranks_at_fault(values: Tensor) -> Tensor:
+    """On how many ranks something in `values` is not finite: the same scalar on all of them."""
+    at_fault = (~values.isfinite().all()).to(values.dtype)
+    if num_ranks() > 1:
+        # A rank that raised alone would leave the others waiting for it in the next step.
+        distributed.all_reduce(at_fault)
+    return at_fault
 
 
 def _logit_scale(model: nn.Module) -> Tensor:

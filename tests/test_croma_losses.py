@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from model.croma import CromaConfig, CromaPretraining, Objective
-from model.losses import info_nce, num_ranks, patch_targets, reconstruction_loss
+from model.losses import Projections, info_nce, num_ranks, patch_targets, reconstruction_loss
 from model.masking import draw_masks
 from model.randomness import sample_keys
 
@@ -25,7 +25,7 @@ BATCH = 6
 def test_info_nce_is_the_mean_of_both_directions() -> None:
     generator = torch.Generator().manual_seed(0)
     optical, radar = (torch.randn(5, 8, generator=generator) for _ in range(2))
-    loss, match_fraction = info_nce(optical, radar, torch.tensor(1.5))
+    loss, match_fraction = info_nce(Projections(optical, radar), torch.tensor(1.5))
     a, b = (each.numpy() / np.linalg.norm(each.numpy(), axis=1, keepdims=True) for each in (optical, radar))
     similarity = math.exp(1.5) * a @ b.T
     expected, matches = 0.0, 0
@@ -38,9 +38,9 @@ def test_info_nce_is_the_mean_of_both_directions() -> None:
 
 
 def test_equal_features_cost_the_logarithm_of_the_batch_and_matching_ones_nothing() -> None:
-    loss, _ = info_nce(torch.ones(4, 3), torch.ones(4, 3), torch.tensor(2.0))
+    loss, _ = info_nce(Projections(torch.ones(4, 3), torch.ones(4, 3)), torch.tensor(2.0))
     assert loss.item() == pytest.approx(math.log(4))
-    loss, match_fraction = info_nce(torch.eye(4), torch.eye(4), torch.tensor(4.0))
+    loss, match_fraction = info_nce(Projections(torch.eye(4), torch.eye(4)), torch.tensor(4.0))
     assert loss.item() < 1e-6
     assert match_fraction == 1
 
@@ -56,7 +56,7 @@ def test_detached_gathering_keeps_the_value_and_halves_the_gradient() -> None:
     gradients = []
     values = []
     for gathered_gradient in (True, False):
-        loss, _ = info_nce(optical, radar, scale, gathered_gradient=gathered_gradient)
+        loss, _ = info_nce(Projections(optical, radar), scale, gathered_gradient=gathered_gradient)
         values.append(loss)
         gradients.append(torch.autograd.grad(loss, optical)[0])
     assert torch.equal(*values)

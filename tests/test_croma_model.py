@@ -206,7 +206,7 @@ def test_with_all_patches_visible_pretraining_encodes_as_inference_does() -> Non
     optical, radar = images()
     everything = torch.arange(16).expand(3, -1)
     seen: list[torch.Tensor] = []
-    handle = model.croma.joint_encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    handle = model.croma.joint_encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
     model(optical, radar, Masks(everything, everything))
     handle.remove()
     torch.testing.assert_close(seen[0], model.croma(optical, radar)["joint_encodings"], atol=1e-5, rtol=1e-5)
