@@ -80,6 +80,17 @@ ITEMS_SCHEMA = pa.schema(
     ]
 )
 
+CANDIDATES_SCHEMA = pa.schema(
+    [
+        ("epsg", pa.int32()),
+        ("column", pa.int32()),
+        ("cell_row", pa.int32()),
+        ("look", pa.int32()),
+        ("overlap", pa.float32()),
+    ]
+)
+"""Pairs in the order of the arguments of `Planner.add`."""
+
 REJECTIONS_SCHEMA = pa.schema([(name, pa.string()) for name in ("cell", "optical", "reason", "detail")])
 
 
@@ -117,6 +128,12 @@ def plan_pairs(
 
 def add_pairs(planner: Planner, pairs: Sequence[Pair]) -> None:
     """Give a planner the pairs of an area."""
+    candidates, looks = candidates_of(pairs)
+    planner.add(*(candidates[name].to_numpy() for name in CANDIDATES_SCHEMA.names), looks=looks)
+
+
+def candidates_of(pairs: Sequence[Pair]) -> tuple[pa.Table, pa.Table]:
+    """Pairs as tables, quick to send: `CANDIDATES_SCHEMA`, and the looks that its `look` counts in."""
     numbers: dict[tuple[Any, ...], int] = {}
     firsts: list[Pair] = []
     look = np.empty(len(pairs), np.int32)
@@ -127,8 +144,8 @@ def add_pairs(planner: Planner, pairs: Sequence[Pair]) -> None:
             firsts.append(pair)
     cells = np.array([(pair.cell.epsg, pair.cell.column, pair.cell.row) for pair in pairs], np.int32).reshape(-1, 3)
     overlap = np.array([pair.overlap for pair in pairs], np.float32)
-    looks = pa.Table.from_pylist([_look(pair) for pair in firsts], schema=LOOKS_SCHEMA.remove(0))
-    planner.add(cells[:, 0], cells[:, 1], cells[:, 2], look, overlap, looks=looks)
+    candidates = pa.table([*cells.T, look, overlap], schema=CANDIDATES_SCHEMA)
+    return candidates, pa.Table.from_pylist([_look(pair) for pair in firsts], schema=LOOKS_SCHEMA.remove(0))
 
 
 def joined(rows: pa.Table, looks: pa.Table, *, block_cells: int, columns: Sequence[str] | None = None) -> pa.Table:
