@@ -107,7 +107,7 @@ def check(table: pa.Table) -> None:
 
 def concatenate(parts: Iterable[pa.Table]) -> pa.Table:
     """One table of several, ascending by row; columns that a part lacks are null in its rows."""
-    tables = [part.replace_schema_metadata(None) for part in parts if part.num_rows]
+    tables = [part for part in parts if part.num_rows]
     if not tables:
         return SCHEMA.empty_table()
     table = pa.concat_tables(tables, promote_options="default")

@@ -14,10 +14,12 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from pipeline.broker import AccessSpec, access_for
 from pipeline.chip_table import FAILED, chip_table, ledger, some
 from pipeline.chips import LedgerRow, Recipe, build_unit
 from pipeline.manifest import items_from_table
 from pipeline.quiet import quiet_data
+from pipeline.statistics import BandStatistics
 from pipeline.store import Store, StoreError
 from pipeline.types import ChipArrays, Item
 from pipeline.verification import ShardReport, verify_shard
@@ -46,7 +48,26 @@ class Receipt:
     """Why the shard could not be written; then it is not done."""
 
 
-def build_shard(version: Version, shard: int, manifest: pa.Table, items: pa.Table, recipe: Recipe) -> Receipt:
+MakeUnit = Callable[
+    [Sequence[Mapping[str, Any]], Mapping[str, Item]], tuple[Mapping[int, ChipArrays], Sequence[LedgerRow]]
+]
+"""From the rows of a unit and their items to its chips, by row, and to what became of each row."""
+
+
+def by_recipe(recipe: Recipe, access: AccessSpec | None = None) -> MakeUnit:
+    """`build_unit`; in a task, the archive is reached as the task's node may reach it."""
+
+    def make(
+        rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item]
+    ) -> tuple[Mapping[int, ChipArrays], Sequence[LedgerRow]]:
+        return build_unit(rows, items, recipe, *([] if access is None else [access_for(access)]))
+
+    return make
+
+
+def build_shard(
+    version: Version, shard: int, manifest: pa.Table, items: pa.Table, recipe: Recipe | MakeUnit
+) -> Receipt:
     """Read the units of one shard group, write its shard objects, then its part of the chip table.
 
     The part is written last and says "done": a task killed before leaves nothing that a reader looks at, and the
@@ -63,16 +84,17 @@ def build_shard(version: Version, shard: int, manifest: pa.Table, items: pa.Tabl
         OSError: The store could not be written; the shard is not done.
     """
     start = time.monotonic()
-    rows: list[LedgerRow] = []
+    make = by_recipe(recipe) if isinstance(recipe, Recipe) else recipe
+    rows, statistics = list[LedgerRow](), BandStatistics()
     # From here on the shard is not done, whatever an earlier run has said of it.
     version.withdraw_part(shard)
-    Store.open(version.url).write_shard(shard, _chips(manifest, items_from_table(items), recipe, rows))
+    Store.open(version.url).write_shard(shard, _chips(manifest, items_from_table(items), make, rows, statistics))
     part = chip_table(rows)
-    version.write_part(shard, part)
+    version.write_part(shard, part, statistics=statistics)
     return _receipt(shard, part, seconds=round(time.monotonic() - start, 3))
 
 
-def build_planned_shard(version: Version, shard: int, recipe: Recipe) -> Receipt:
+def build_planned_shard(version: Version, shard: int, recipe: Recipe | MakeUnit) -> Receipt:
     """What a task does: `build_shard` with what the plan says of the shard.
 
     A shard that is finished is left alone: a task may be run again after its work was done, where a node died.
@@ -93,7 +115,12 @@ def build_planned_shard(version: Version, shard: int, recipe: Recipe) -> Receipt
 
 
 def build(
-    version: Version, recipe: Recipe, *, cpus_per_task: float = 1.0, shards_per_wave: int | None = None
+    version: Version,
+    recipe: Recipe | MakeUnit,
+    access: AccessSpec | None = None,
+    *,
+    cpus_per_task: float = 1.0,
+    shards_per_wave: int | None = None,
 ) -> Iterator[Receipt]:
     """Build what is missing of a version on the Ray cluster; yields receipts as they come.
 
@@ -101,7 +128,8 @@ def build(
 
     Args:
         version: Planned.
-        recipe: How chips are made.
+        recipe: How chips are made, or what makes them.
+        access: How tasks reach the archive; unset: as the recipe's signing says, without limits.
         cpus_per_task: That a task takes, of its node's.
         shards_per_wave: Tasks that are handed to Ray at a time; unset: 32 per CPU of the cluster.
 
@@ -109,10 +137,11 @@ def build(
         StoreError: Shards could not be written; what is written is kept, and another run builds the others.
     """
     missing = sorted(set(version.shards()) - version.finished_shards())
+    make = by_recipe(recipe, access) if isinstance(recipe, Recipe) else recipe
     lost: list[Receipt] = []
     in_a_row = 0
     for row in on_cluster(
-        lambda shard: asdict(build_planned_shard(version, shard, recipe)),
+        lambda shard: asdict(build_planned_shard(version, shard, make)),
         missing,
         cpus_per_task=cpus_per_task,
         tasks_per_wave=shards_per_wave,
@@ -178,13 +207,19 @@ def _receipt(shard: int, part: pa.Table, *, seconds: float) -> Receipt:
 
 
 def _chips(
-    manifest: pa.Table, items: Mapping[str, Item], recipe: Recipe, rows: list[LedgerRow]
+    manifest: pa.Table,
+    items: Mapping[str, Item],
+    make: MakeUnit,
+    rows: list[LedgerRow],
+    statistics: BandStatistics,
 ) -> Iterator[tuple[int, ChipArrays]]:
-    """The chips of a shard, unit by unit; appends what became of every row to `rows`."""
+    """The chips of a shard, unit by unit; appends what became of every row to `rows`, counts in `statistics`."""
     units: dict[str, list[Mapping[str, Any]]] = {}
-    for row in manifest.sort_by("row").to_pylist():
-        units.setdefault(row["unit"], []).append(row)
+    for each in manifest.sort_by("row").to_pylist():
+        units.setdefault(each["unit"], []).append(each)
     for unit in units.values():
-        chips, unit_rows = build_unit(unit, items, recipe)
+        chips, unit_rows = make(unit, items)
         rows += unit_rows
-        yield from chips.items()
+        for row, chip in chips.items():
+            statistics.add(chip)
+            yield row, chip

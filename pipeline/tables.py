@@ -7,7 +7,7 @@ into which file and row group depends on that column alone, so equal rows give e
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -26,8 +26,13 @@ _PLAIN_COLUMNS = ("row", "sha256", "mean", "std", "footprint")
 """Columns with no two values alike, which a dictionary would make larger."""
 
 
-def encode(groups: Iterable[pa.Table]) -> bytes:
-    """A Parquet file with one row group per table; equal rows give equal bytes, however chunked."""
+def encode(groups: Iterable[pa.Table], *, metadata: Mapping[str, str] | None = None) -> bytes:
+    """A Parquet file with one row group per table; equal rows give equal bytes, however chunked.
+
+    Args:
+        groups: At least one table, all of one schema.
+        metadata: To keep in the file's footer, as text.
+    """
     sink, writer = io.BytesIO(), None
     for group in groups:
         if writer is None:
@@ -41,6 +46,8 @@ def encode(groups: Iterable[pa.Table]) -> bytes:
             )
         writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
     assert writer is not None, "a file of no tables has no schema"
+    if metadata:
+        writer.add_key_value_metadata(metadata)
     writer.close()
     return sink.getvalue()
 
@@ -148,6 +155,13 @@ def matching(
     found = file.read_row_groups(numbers, columns=names)
     value_set = pa.array(wanted.tolist(), file.schema_arrow.field(column).type)
     return found.filter(pc.is_in(found[column], value_set=value_set))
+
+
+def read_with_metadata(objects: Objects, path: str) -> tuple[pa.Table, dict[str, str]]:
+    """A whole file, and what `encode` was given to keep in its footer."""
+    file = pq.ParquetFile(pa.BufferReader(objects.get(path)))
+    metadata = file.metadata.metadata or {}
+    return file.read(), {key.decode(): text.decode() for key, text in metadata.items()}
 
 
 def open_parquet(objects: Objects, path: str) -> pq.ParquetFile:

@@ -7,13 +7,15 @@ that follows starts at a new shard, so earlier ones stay as they are.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,23 +28,10 @@ from pipeline.leases import Clock, IsGone, Lease, hold, utc_now
 from pipeline.objects import Objects, concurrently
 from pipeline.planning import Planner
 from pipeline.plans import Plan
+from pipeline.statistics import BandStatistics
 from pipeline.store import Store, StoreError, persistently
 
 State = Literal["planning", "building", "sealed"]
-
-
-class Mergeable(Protocol):
-    """Statistics of the chips of a shard, which add up over shards in any order."""
-
-    def merge(self, other: Self) -> None:
-        """Add what another has counted."""
-
-    def to_json(self) -> str:
-        """As JSON text."""
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The inverse of `to_json`."""
 
 
 LEASE_S = 120.0
@@ -52,7 +41,7 @@ _FOLDER = "versions"
 _CHIPS = "chips"
 _CHIP_TABLE = "chip_table"
 _STATISTICS = "statistics.json"
-_STATISTICS_KEY = b"statistics"
+_STATISTICS_KEY = "statistics"
 _PART = re.compile(rf"{_CHIPS}/shard-(\d+)(\.failed)?\.parquet")
 
 _SHARDS_AT_ONCE = 64
@@ -226,7 +215,7 @@ class Version:
         self._refuse_if_sealed()
         self.objects.delete(_chips_part(shard, failed=True))
 
-    def write_part(self, shard: int, table: pa.Table, *, statistics: Mergeable | None = None) -> None:
+    def write_part(self, shard: int, table: pa.Table, *, statistics: BandStatistics | None = None) -> None:
         """Say that a shard is done, and what became of its candidates; after all its pixels are written.
 
         A part with failures has another name, so that a list of names tells what is left to do.
@@ -248,9 +237,9 @@ class Version:
         if shard not in self.shards() or np.any((rows < own.start) | (rows >= own.stop)):
             raise StoreError(f"{self.name} shard {shard}: the part has rows of other shards")
         failed = bool(pc.any(pc.equal(table["status"], chip_table.FAILED)).as_py())
-        if statistics is not None:
-            table = table.replace_schema_metadata({_STATISTICS_KEY: statistics.to_json()})
-        persistently(lambda: self.objects.put_table(_chips_part(shard, failed=failed), table))
+        metadata = {} if statistics is None else {_STATISTICS_KEY: _packed(statistics)}
+        data = tables.encode([table], metadata=metadata)
+        persistently(lambda: self.objects.put(_chips_part(shard, failed=failed), data))
         if not failed:
             self.objects.delete(_chips_part(shard, failed=True))
 
@@ -316,7 +305,7 @@ class Version:
         sealed = self.sealed
         if sealed is None:
             part = self.part(shard)
-            part = chip_table.SCHEMA.empty_table() if part is None else part.replace_schema_metadata(None)
+            part = chip_table.SCHEMA.empty_table() if part is None else part
             return part if columns is None else part.select([*columns])
         number = int(np.searchsorted(sealed["part_rows"], rows.start, side="right")) - 1
         if number < 0:
@@ -356,20 +345,27 @@ class Version:
         """The versions whose chips a reader of this one sees, ascending."""
         return [Version(self.url, number + 1) for number in range(self.number)]
 
-    def statistics(self) -> str | None:
-        """Of the chips of this version, as JSON text; None where its tasks took none, or it is not sealed."""
+    def statistics(self) -> BandStatistics | None:
+        """Of the chips of this version; None where its tasks took none, or it is not sealed."""
         try:
-            return self.objects.get(_STATISTICS).decode()
+            return BandStatistics.from_json(self.objects.get(_STATISTICS).decode())
         except FileNotFoundError:
             return None
 
-    def seal(self, *, statistics: type[Mergeable] | None = None) -> dict[str, Any]:
+    def all_statistics(self) -> BandStatistics | None:
+        """Of the chips that a reader of this version sees; None where any of the versions has none."""
+        total = BandStatistics()
+        for version in self.versions():
+            own = version.statistics()
+            if own is None:
+                return None
+            total.merge(own)
+        return total
+
+    def seal(self) -> dict[str, Any]:
         """Publish: from here on nothing of this version is written again. Sealing twice does nothing.
 
         The chip table is compacted part by part; one part is in memory at a time.
-
-        Args:
-            statistics: What the shards' statistics are, if they have any.
 
         Returns:
             The ledger's counts, and the hash of the compacted chip table.
@@ -383,21 +379,21 @@ class Version:
         missing = [shard for shard in self.shards() if shard not in parts]
         if missing:
             raise StoreError(f"{self.name} cannot be sealed: shards {chip_table.some(missing)} are not done")
-        sum_up = _Sum(statistics)
+        statistics = BandStatistics()
         digest, part_rows = hashlib.sha256(), list[int]()
         ledgers: list[dict[str, Any]] = []
         written = tables.write_parts(
             self.objects,
             _CHIP_TABLE,
-            self._checked_groups(parts, sum_up, ledgers),
+            self._checked_groups(parts, statistics, ledgers),
             groups_per_part=plans.groups_per_part(self._planned()["shard_chips"]),
         )
         for first, data in written:
             digest.update(data)
             part_rows.append(int(first["row"][0].as_py()))
         tables.delete_parts_from(self.objects, _CHIP_TABLE, len(part_rows))
-        if sum_up.total is not None:
-            self.objects.put(_STATISTICS, sum_up.total.to_json().encode())
+        if statistics.chips:
+            self.objects.put(_STATISTICS, statistics.to_json().encode())
         content = {**chip_table.add_ledgers(ledgers), "sha256": digest.hexdigest(), "part_rows": part_rows}
         self.objects.put_json("sealed.json", content, create=True)
         return content
@@ -461,21 +457,23 @@ class Version:
         return {shard: failed for shard, failed in named.items() if shard in shards}
 
     def _checked_groups(
-        self, parts: Mapping[int, bool], sum_up: _Sum, ledgers: list[dict[str, Any]]
+        self, parts: Mapping[int, bool], statistics: BandStatistics, ledgers: list[dict[str, Any]]
     ) -> Iterator[tuple[int, pa.Table]]:
         """The chip table by row groups, compared with the manifest; counts and statistics are taken on the way."""
         plan, planned = self._plan(), self._planned()
         step = plans.rows_per_group(planned["shard_chips"]) // planned["shard_chips"]
         for number, first in enumerate(range(planned["first_shard"], planned["end_shard"], step)):
             shards = range(first, min(first + step, planned["end_shard"]))
-            found = concurrently(lambda s: self.objects.get_table(_chips_part(s, failed=parts[s])), shards)
-            chips = chip_table.concatenate(found)
+            paths = [_chips_part(shard, failed=parts[shard]) for shard in shards]
+            found = concurrently(lambda path: tables.read_with_metadata(self.objects, path), paths)
+            chips = chip_table.concatenate(table for table, _ in found)
             rows = self._rows_of(shards[0]).start, self._rows_of(shards[-1]).stop
             if mismatch := chip_table.mismatch(plan.of_rows(*rows, chip_table.FROM_MANIFEST), chips):
                 raise StoreError(f"{self.name} cannot be sealed: {mismatch}")
             ledgers.append(chip_table.ledger(chips))
-            for table in found:
-                sum_up.add((table.schema.metadata or {}).get(_STATISTICS_KEY))
+            for _, metadata in found:
+                if packed := metadata.get(_STATISTICS_KEY):
+                    statistics.merge(_unpacked(packed))
             if chips.num_rows:
                 yield number, chips
 
@@ -488,23 +486,6 @@ class Version:
     def _refuse_if_sealed(self) -> None:
         if self.objects.exists("sealed.json"):
             raise StoreError(f"{self.name} is sealed")
-
-
-class _Sum:
-    """Statistics of shards, added up as they come."""
-
-    def __init__(self, kind: type[Mergeable] | None) -> None:
-        self._kind = kind
-        self.total: Mergeable | None = None
-
-    def add(self, text: bytes | None) -> None:
-        if self._kind is None or text is None:
-            return
-        more = self._kind.from_json(text.decode())
-        if self.total is None:
-            self.total = more
-        else:
-            self.total.merge(more)
 
 
 def latest(url: str) -> Version | None:
@@ -555,3 +536,12 @@ def begin(url: str, request: Mapping[str, Any], *, number: int | None = None) ->
 
 def _chips_part(shard: int, *, failed: bool) -> str:
     return f"{_CHIPS}/shard-{shard:06d}{'.failed' if failed else ''}.parquet"
+
+
+def _packed(statistics: BandStatistics) -> str:
+    """As text for the footer of a part: a third as long."""
+    return base64.b64encode(zlib.compress(statistics.to_json().encode())).decode()
+
+
+def _unpacked(text: str) -> BandStatistics:
+    return BandStatistics.from_json(zlib.decompress(base64.b64decode(text)).decode())
