@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,15 +17,13 @@ from numpy.typing import NDArray
 
 from jobs.support.chip_places import centres, footprints, georeferences, place_columns
 from jobs.support.ledger_rows import ledger_rows
-from pipeline.bands import OPTICAL_BANDS, RADAR_BANDS
+from pipeline.bands import RADAR_BANDS
 from pipeline.chip_table import FAILED, REJECTED, STATUSES, WRITTEN, add_ledgers, ledger
 from pipeline.grid import PIXEL_M
 from pipeline.layout import Layout
+from pipeline.statistics import BANDS, BandStatistics
 from pipeline.store import Store
 from pipeline.versions import Version
-
-BANDS: Final = (*OPTICAL_BANDS, *RADAR_BANDS)
-"""In the order of the chip table's `mean` and `std`."""
 
 FRACTIONS: Final = (
     "valid_fraction",
@@ -44,6 +43,9 @@ _COARSE_BINS: Final = 40
 _DAY_BINS: Final = 48
 _EXAMPLES: Final = 12
 """Kinds of failure, and relative orbits, that are listed; the rest is counted together."""
+
+_SHOWN_PERCENTILES: Final = (0.5, 99.5)
+"""What is beyond is left out of the histograms of pixels."""
 
 _MERGE_AT: Final = 4_000_000
 """So many places are collected before those that are the same are put together."""
@@ -122,6 +124,7 @@ def dataset_facts(version: Version, *, samples: int = 12, seed: int = 0) -> Data
     for batch in ledger_rows(version, manifest=columns, chips=_CHIPS):
         tally.add(batch)
     corners, asked, chips = tally.places.merged()
+    statistics = _statistics(version.versions())
     counts = {
         "store": version.url,
         "version": version.number,
@@ -140,7 +143,7 @@ def dataset_facts(version: Version, *, samples: int = 12, seed: int = 0) -> Data
         "days_between": tally.days_quantiles(),
         "fractions": {name: each.range() for name, each in tally.fractions.items() if each.known},
         "orbits": tally.orbits(),
-        "bands": _bands(version, tally, layout),
+        "bands": _chip_bands(tally, layout) if statistics is None else _pixel_bands(statistics),
     }
     days = tally.days_histogram()
     return DatasetFacts(
@@ -451,7 +454,38 @@ def _extent(corners: NDArray[np.float64]) -> dict[str, Any]:
     return {"bbox": [round(float(x), 4) for x in (*low, *high)]}
 
 
-def _bands(version: Version, tally: _Tally, layout: Layout) -> list[dict[str, Any]]:
+def _statistics(versions: Iterable[Version]) -> BandStatistics | None:
+    """Of the pixels of all versions; None where one of them has none."""
+    total = BandStatistics()
+    for version in versions:
+        content = version.statistics()
+        if content is None:
+            return None
+        total.merge(BandStatistics.from_json(json.dumps(content)))
+    return total if total.chips else None
+
+
+def _pixel_bands(statistics: BandStatistics) -> list[dict[str, Any]]:
+    """Mean, deviation, percentiles and histogram of the valid pixels of every band."""
+    found = []
+    for band, facts in statistics.summary().items():
+        counts, edges = statistics.histogram(band)
+        low, high = (statistics.percentile(band, percent) for percent in _SHOWN_PERCENTILES)
+        shown = _rebinned(counts, edges, int(np.searchsorted(edges, low)) - 1, int(np.searchsorted(edges, high)))
+        found.append(
+            {
+                "band": band,
+                "units": _band_units(band),
+                **{name: round(facts[name], 3) for name in ("mean", "std")},
+                "percentiles": {name[1:].lstrip("0"): round(facts[name], 2) for name in ("p02", "p50", "p98")},
+                "histogram_of": "pixels",
+                "histogram": Histogram(edges=shown.edges, series={"pixels": shown.series["chips"]}).to_dict(),
+            }
+        )
+    return found
+
+
+def _chip_bands(tally: _Tally, layout: Layout) -> list[dict[str, Any]]:
     """Mean and deviation over all pixels of the kept chips, and how the chips' means are spread."""
     found = []
     for index, band in enumerate(BANDS):
@@ -463,16 +497,26 @@ def _bands(version: Version, tally: _Tally, layout: Layout) -> list[dict[str, An
         deviation = np.sqrt(max(squares / number - mean**2, 0) + variances / number)
         counts, edges = tally.means[band], _mean_edges(layout)[band]
         there = np.flatnonzero(counts)
-        step = max(1, -(-(there[-1] + 1 - there[0]) // _COARSE_BINS))
-        bins = np.arange(there[0], there[-1] + 1, step)
-        shown = Histogram(
-            edges=np.append(edges[bins], edges[min(bins[-1] + step, len(edges) - 1)]),
-            series={"chips": np.add.reduceat(counts[: there[-1] + 1], bins)},
-        )
-        units = "dB" if band in RADAR_BANDS else "reflectance x 10000"
-        facts = {"band": band, "units": units, "mean": round(float(mean), 3), "std": round(float(deviation), 3)}
-        found.append({**facts, "histogram_of": "means of the chips", "histogram": shown.to_dict()})
+        shown = _rebinned(counts, edges, int(there[0]), int(there[-1]) + 1)
+        facts = {"mean": round(float(mean), 3), "std": round(float(deviation), 3)}
+        more = {"histogram_of": "means of the chips", "histogram": shown.to_dict()}
+        found.append({"band": band, "units": _band_units(band), **facts, **more})
     return found
+
+
+def _rebinned(counts: NDArray[np.int64], edges: NDArray[np.float64], first: int, end: int) -> Histogram:
+    """The bins from `first` to `end`, put together to a few."""
+    first, end = max(0, first), min(len(counts), max(end, first + 1))
+    step = -(-(end - first) // _COARSE_BINS)
+    bins = np.arange(first, end, step)
+    return Histogram(
+        edges=np.append(edges[bins], edges[min(bins[-1] + step, len(counts))]),
+        series={"chips": np.add.reduceat(counts[: bins[-1] + step], bins)},
+    )
+
+
+def _band_units(band: str) -> str:
+    return "dB" if band in RADAR_BANDS else "reflectance x 10000"
 
 
 def _ordered(splits: Iterable[str]) -> list[str]:

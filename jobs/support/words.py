@@ -6,25 +6,37 @@ from collections.abc import Mapping
 from typing import Final
 
 PAIR_REASONS: Final[Mapping[str, str]] = {
+    "excluded": "the cell lies in or near an excluded area",
     "no_optical": "no optical acquisition covers the cell",
     "cloudy_scene": "the optical scene is too cloudy",
-    "too_little_overlap": "a footprint covers too little of the cell",
+    "too_little_overlap": "the optical acquisition covers too little of the cell",
+    "no_radar": "no radar acquisition covers the cell",
     "no_radar_in_time": "no radar acquisition near enough in time",
+    "other_orbit": "the radar acquisitions in time have another orbit than was asked for",
     "another_pair_taken": "another pair of the cell was taken",
+    "in_earlier_version": "an earlier version of the store has it",
+    "dt": "the two looks are too far apart in time",
+    "not_in_split_lists": "not in the dataset's lists of splits",
 }
 """Why a candidate never came into the plan."""
 
 CHIP_REASONS: Final[Mapping[str, str]] = {
-    "cloudy": "too much cloud or shadow among its pixels",
     "no_optical_data": "no optical pixel has data",
     "too_little_valid": "too few pixels have data",
+    "cloudy": "too much cloud or cloud shadow among its pixels",
+    "shadowed": "too much cloud shadow among its pixels",
+    "snowy": "too much snow among its pixels",
+    "border_noise": "too much radar border noise",
+    "suspect": "its pixels contradict what is said of their scale",
 }
 """Why a planned chip was not kept, from its pixels."""
 
 FLAGS: Final[Mapping[str, str]] = {
-    "offset_suspect": "digital numbers look as if an offset of 1000 were left in or taken off twice",
+    "offset_suspect": "an offset of 1000 seems to be left in the digital numbers",
+    "double_offset_suspect": "an offset of 1000 seems to be taken off twice",
+    "radar_scale_suspect": "the radar is far too bright: power taken for decibel, perhaps",
 }
-"""What to beware of in a chip that was kept."""
+"""What to beware of in a chip."""
 
 
 def in_words(code: str) -> str:
