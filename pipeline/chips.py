@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import shapely
@@ -21,6 +21,9 @@ from pipeline.screening import Screening, ScreenRules, band_statistics, screen_c
 from pipeline.store import chip_hash
 from pipeline.types import Acquisition, ChipArrays, Item
 
+if TYPE_CHECKING:
+    from pipeline.broker import AccessSpec
+
 LabelMaps = Mapping[str, Sequence[tuple[str, bytes]]]
 """Label name -> (unsigned href of a map, footprint as WKB in longitude/latitude)."""
 
@@ -30,7 +33,13 @@ class Recipe:
     """How chips are made, apart from where and when."""
 
     screen: ScreenRules
-    signing: Signing
+
+    signing: Signing = "none"
+    """How hrefs are signed where `access` says nothing."""
+
+    access: AccessSpec | None = None
+    """How the archive may be reached; in this process alone, without limits, unless given."""
+
     side_m: int
     labels: LabelMaps = field(default_factory=dict)
 

@@ -31,7 +31,7 @@ from pipeline.bands import (
 from pipeline.grid import utm_box_lonlat
 from pipeline.radiometry import harmonise, looks_like_decibel, offset_flags, radar_flags, to_centi_db
 from pipeline.reader_faults import diagnose
-from pipeline.reader_gdal import gdal_path
+from pipeline.reader_gdal import gdal_path, keep_signatures_out_of_logs
 from pipeline.reader_stackstac import StackstacEngine
 from pipeline.reader_types import Engine, Finish, Header, Patience, Pixels, ReadError, Source, Window
 from pipeline.reader_window import WindowEngine
@@ -68,6 +68,7 @@ class Read:
 
 def reader_named(name: ReaderName, access: Access, patience: Patience | None = None) -> Reader:
     """A reader with an engine by its name."""
+    keep_signatures_out_of_logs()
     patience = patience or Patience()
     return Reader(_ENGINES[name](patience), access, patience)
 

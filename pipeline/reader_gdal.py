@@ -7,6 +7,7 @@ with what the file holds for "no data" kept out of the interpolation.
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import Any, Final
 
 import numpy as np
@@ -17,10 +18,18 @@ from rasterio.vrt import WarpedVRT
 
 from pipeline.grid import transform_of
 from pipeline.reader_types import Header, Patience, ReadError, Source, Window
+from pipeline.redaction import Redacting
 
-_FETCH = itertools.count()
+_FETCH: Final = itertools.count()
+_REDACTING: Final = Redacting()
 _BLOCK_CACHE_MB: Final = 256
 _TRANSFER_CACHE_BYTES: Final = 128 << 20
+
+
+def keep_signatures_out_of_logs() -> None:
+    """Have rasterio's own loggers, which repeat what GDAL says of a URL, go through `Redacting`."""
+    for name in ("rasterio._env", "rasterio._err", "rasterio._io", "rasterio._base", "rasterio._vsiopener"):
+        logging.getLogger(name).addFilter(_REDACTING)
 
 
 def gdal_options(patience: Patience) -> dict[str, Any]:
@@ -33,8 +42,9 @@ def gdal_options(patience: Patience) -> dict[str, Any]:
         "GDAL_HTTP_RETRY_DELAY": min(0.5, patience.backoff_s),
         "GDAL_HTTP_TIMEOUT": patience.timeout_s,
         "GDAL_HTTP_CONNECTTIMEOUT": min(5.0, patience.timeout_s),
-        # Makes GDAL ask for all of a window's blocks at once: a third fewer requests.
-        "GDAL_NUM_THREADS": 2,
+        # With more, GDAL 3.10 fetches blocks ahead and asks less, but takes requests that failed for zeros: unnoticed in
+        # files without compression, and indistinguishable from damage in others.
+        "GDAL_NUM_THREADS": 1,
         # Both are of the process, and bound what it holds beside the pixels themselves.
         "GDAL_CACHEMAX": _BLOCK_CACHE_MB,
         "CPL_VSIL_CURL_CACHE_SIZE": _TRANSFER_CACHE_BYTES,

@@ -20,7 +20,7 @@ import stackstac
 from dask.array import Array
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as PixelWindow
 from stackstac.rio_env import LayeredEnv
@@ -149,7 +149,7 @@ class _BlockReader(AutoParallelRioReader):  # type: ignore[misc]  # stackstac ha
             with self.gdal_env.read:
                 pixels = self.dataset.read(window=window, out_dtype=self.dtype, masked=False, **more)
                 return np.asarray(pixels[0])
-        except (RasterioError, OSError, ReadError) as error:
+        except (RasterioError, OSError, ReadError, NotGeoreferencedWarning) as error:
             _RUNNING[self.computation].errors[self.url] = error
             return np.full((int(window.height), int(window.width)), self.fill_value, self.dtype)
 

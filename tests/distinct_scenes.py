@@ -24,7 +24,15 @@ def distinct(rows: int, columns: int, *, start: int) -> NDArray[np.uint16]:
 
 
 def write_tif(
-    path: Path, values: NDArray[Any], *, epsg: int, left: float, top: float, pixel_m: float, nodata: float
+    path: Path,
+    values: NDArray[Any],
+    *,
+    epsg: int,
+    left: float,
+    top: float,
+    pixel_m: float,
+    nodata: float | None,
+    block_px: int = 64,
 ) -> None:
     """One band, tiled, deflate."""
     rows, columns = values.shape
@@ -40,8 +48,8 @@ def write_tif(
         transform=from_origin(left, top, pixel_m, pixel_m),
         nodata=nodata,
         tiled=True,
-        blockxsize=64,
-        blockysize=64,
+        blockxsize=block_px,
+        blockysize=block_px,
         compress="deflate",
     ) as file:
         file.write(values, 1)

@@ -43,10 +43,15 @@ class Fault:
     edit: Callable[[bytes], bytes] | None = None
     """What the file holds instead of what lies on the disk."""
 
+    beyond: int = 0
+    """Only requests that reach this byte are answered so."""
+
     seen: int = 0
 
-    def strikes(self, query: str) -> bool:
-        """Whether a request is hit; counts it."""
+    def strikes(self, query: str, last: int) -> bool:
+        """Whether a request for bytes up to the last is hit; counts it."""
+        if last < self.beyond:
+            return False
         if self.token is not None and self.token not in query:
             return False
         self.seen += 1
@@ -147,7 +152,9 @@ class FaultyServer:
             await asyncio.sleep(self.latency_s)
         fault = next((fault for name, fault in self.faults.items() if name in path), None)
         file = self.root / path.lstrip("/")
-        if fault and fault.edit is None and fault.strikes(query):
+        asked = headers.get("range", "").removeprefix("bytes=")
+        first, _, last = asked.partition("-")
+        if fault and fault.edit is None and fault.strikes(query, int(last or 0)):
             if fault.hang_s:
                 self._note(method, path, query, 0, 0)
                 await asyncio.sleep(fault.hang_s)
@@ -161,9 +168,7 @@ class FaultyServer:
         content = fault.edit(file.read_bytes()) if fault and fault.edit else None
         size = len(content) if content is not None else file.stat().st_size
         start, stop = 0, size
-        asked = headers.get("range", "").removeprefix("bytes=")
         if asked:
-            first, _, last = asked.partition("-")
             start, stop = int(first), min(int(last) + 1 if last else size, size)
             if start >= size:
                 await self._answer(writer, method, path, query, 416, b"", {})
