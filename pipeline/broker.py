@@ -140,6 +140,8 @@ class Broker:
         self._numbers = itertools.count()
         self._idle_s = idle_s
         self._called_at = time.monotonic()
+        self._first_called_at: float | None = None
+        self._is_heir = idle_s is not None and ray.get_runtime_context().was_current_actor_reconstructed
         self._watch: asyncio.Task[None] | None = None
 
     async def enter(self, turn: Turn) -> bool | Away:
@@ -221,7 +223,7 @@ class Broker:
             return True
         waiting = self._waiting.setdefault(turn.ticket, asyncio.get_running_loop().create_future())
         self._settle(turn.host)
-        done, _ = await asyncio.wait({waiting}, timeout=_POLL_S)
+        done, _ = await asyncio.wait({waiting}, timeout=min(_POLL_S, turn.limits.lease_s / 3))
         self._waiting.pop(turn.ticket, None)
         return (waiting.result() or True) if done else False
 
@@ -262,6 +264,10 @@ class Broker:
         known = self._hosts.get(host)
         if known is None:
             known = self._hosts[host] = _Host(Gate(limits, now=now))
+            if self._is_heir:
+                # Who held a turn when the last broker died says so within a third of a lease; they come first.
+                self._first_called_at = self._first_called_at or now
+                known.gate.pause(self._first_called_at + limits.lease_s / 2)
         known.wishes[job] = (limits, now)
         known.wishes = {who: wish for who, wish in known.wishes.items() if wish[1] > now - _WISH_S}
         known.gate.limits = reduce(HostLimits.stricter, (wish for wish, _ in known.wishes.values()))
@@ -342,6 +348,9 @@ class ActorConnection:
 
     def _found(self) -> Any:
         with self._lock:
+            if not ray.is_initialized():
+                # Asking would start another cluster.
+                raise HostUnavailable("the cluster with the broker of requests to archives was shut down")
             if self._actor is None:
                 self._actor = ray.remote(Broker).options(**ACTOR_OPTIONS).remote(idle_s=_IDLE_S)
             return self._actor
