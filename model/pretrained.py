@@ -1,6 +1,7 @@
 """Weights with everything needed to use them: configuration, normalisation and, where training goes on, its state.
 
-A checkpoint is a dict of plain values and tensors, read with ``weights_only=True``: it can hold no code.
+A checkpoint is a dict of plain values and tensors. There are two kinds of files, and neither can hold code: safetensors
+for weights that go out; torch's own (read with ``weights_only=True``) where an optimizer's state goes too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import pickle
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Final
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.croma import Croma, CromaConfig, CromaPretraining, Objective
@@ -22,6 +25,7 @@ FORMAT: Final = "twinlook-croma"
 VERSION: Final = 1
 
 _PRETRAINING_PREFIX: Final = "croma."
+_TENSOR_PARTS: Final = ("model", "pretraining")
 
 
 def to_checkpoint(
@@ -49,19 +53,39 @@ def to_checkpoint(
 
 
 def save(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
-    """Write a checkpoint made by `to_checkpoint`."""
+    """Write a checkpoint made by `to_checkpoint` in torch's format, with its training state."""
     torch.save(dict(checkpoint), file)
 
 
+def save_weights(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint made by `to_checkpoint` as safetensors.
+
+    Raises:
+        ValueError: When it has a training state, which that format has no place for.
+    """
+    if checkpoint["training"]:
+        raise ValueError(f"safetensors hold no training state: {', '.join(checkpoint['training'])}")
+    tensors = {
+        f"{part}.{key}": tensor.contiguous()
+        for part in _TENSOR_PARTS
+        for key, tensor in (checkpoint[part] or {}).items()
+    }
+    plain = {key: json.dumps(value) for key, value in checkpoint.items() if key not in (*_TENSOR_PARTS, "training")}
+    file.write(safetensors.torch.save(tensors, metadata=plain))
+
+
 def load(file: BinaryIO) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint of either kind onto the CPU.
 
     Raises:
         ValueError: When the file is none, or of another format or version.
     """
     try:
-        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        start = file.read(9)
+        file.seek(0)
+        # Safetensors begin with the length of a JSON object, then that object.
+        checkpoint = _read_safetensors(file.read()) if start[8:] == b"{" else _read_torch(file)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"not a checkpoint of tensors and plain values: {reason}") from error
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
@@ -121,6 +145,22 @@ def model_hash(model: Croma | CromaPretraining, normalisation: Normalisation) ->
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _read_torch(file: BinaryIO) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def _read_safetensors(content: bytes) -> dict[str, Any]:
+    tensors = safetensors.torch.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    plain = {key: json.loads(value) for key, value in header.get("__metadata__", {}).items()}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _TENSOR_PARTS}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition(".")
+        parts.setdefault(part, {})[key] = tensor
+    return {**plain, **parts, "pretraining": parts["pretraining"] or None, "training": {}}
 
 
 def _config(checkpoint: Mapping[str, Any]) -> CromaConfig:

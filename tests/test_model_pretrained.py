@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
-from model.croma import CONFIGS, TINY, Croma, CromaConfig, CromaPretraining, Objective
+from model.croma import CONFIGS, REFERENCE_OBJECTIVE, TINY, Croma, CromaConfig, CromaPretraining, Objective
 from model.normalisation import SSL4EO_S12, from_statistics
-from model.pretrained import load, model_hash, restore, restore_pretraining, save, to_checkpoint
-from model.released import from_released, released_name, to_released
+from model.pretrained import load, model_hash, restore, restore_pretraining, save, save_weights, to_checkpoint
+from model.released import (
+    from_reference_pretraining,
+    from_released,
+    from_torchgeo,
+    reference_name,
+    released_name,
+    to_reference_pretraining,
+    to_released,
+    to_torchgeo,
+)
 from model.training import build_optimizer
 
 SMALL = CromaConfig(width=32, optical_depth=2, radar_depth=1, joint_depth=1, heads=4, decoder_width=32, decoder_heads=4)
@@ -23,6 +34,13 @@ OTHER = from_statistics([0.0] * 14, [1.0] * 14, source="made up")
 def through_a_file(checkpoint: dict[str, Any]) -> dict[str, Any]:
     file = io.BytesIO()
     save(checkpoint, file)
+    file.seek(0)
+    return load(file)
+
+
+def through_safetensors(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    save_weights(checkpoint, file)
     file.seek(0)
     return load(file)
 
@@ -61,6 +79,30 @@ def test_pretraining_comes_back_whole_with_its_training_state() -> None:
     assert checkpoint["training"]["samples_seen"] == 64
 
 
+@pytest.mark.parametrize("objective", [Objective(), Objective(contrastive_weight=0.0, target_statistics="per_sensor")])
+def test_safetensors_hold_all_that_a_checkpoint_does_but_training_state(objective: Objective) -> None:
+    model = CromaPretraining(SMALL, objective)
+    restored, normalisation = restore_pretraining(through_safetensors(to_checkpoint(model, OTHER)))
+    assert equal_states(restored, model)
+    assert (restored.objective, restored.config, normalisation) == (objective, SMALL, OTHER)
+    croma, _ = restore(through_safetensors(to_checkpoint(model.croma, OTHER)))
+    assert equal_states(croma, model.croma)
+    with pytest.raises(ValueError, match="encoders alone"):
+        restore_pretraining(through_safetensors(to_checkpoint(model.croma, OTHER)))
+    with pytest.raises(ValueError, match="no training state: samples_seen"):
+        save_weights(to_checkpoint(model, OTHER, training={"samples_seen": 3}), io.BytesIO())
+
+
+def test_any_reader_of_safetensors_sees_the_weights_and_the_normalisation() -> None:
+    file = io.BytesIO()
+    model = Croma(SMALL)
+    save_weights(to_checkpoint(model, OTHER), file)
+    tensors = safetensors.torch.load(file.getvalue())
+    assert torch.equal(tensors["model.radar_head.expand.bias"], model.radar_head.expand.bias)
+    header = json.loads(file.getvalue()[8 : 8 + int.from_bytes(file.getvalue()[:8], "little")])
+    assert json.loads(header["__metadata__"]["normalisation"]) == OTHER.to_dict()
+
+
 def test_pretraining_does_not_go_on_from_encoders_alone() -> None:
     with pytest.raises(ValueError, match="encoders alone"):
         restore_pretraining(to_checkpoint(Croma(SMALL), OTHER))
@@ -87,6 +129,8 @@ class Code:
         (file_of([1, 2]), "its format is 'list'"),
         (file_of({"state_dict": {}}), "its format is None"),
         (file_of({"format": "twinlook-croma", "version": 99}), "version 99 is not 1"),
+        (io.BytesIO(safetensors.torch.save({"a": torch.zeros(1)})), "its format is None"),
+        (io.BytesIO(safetensors.torch.save({"a": torch.zeros(9)})[:-20]), "not a checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(file: io.BytesIO, named: str) -> None:
@@ -188,6 +232,74 @@ def test_released_checkpoints_that_do_not_fit_are_refused() -> None:
     extra = released["joint_encoder"] | {"extra.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"1 not expected: joint_encoder\.extra\.weight"):
         from_released(released | {"joint_encoder": extra}, heads=8)
+
+
+@pytest.mark.parametrize("image_px", [None, 32])
+def test_a_torchgeo_state_dict_goes_there_and_back_with_and_without_its_bias(image_px: int | None) -> None:
+    croma = Croma(SMALL)
+    state = to_torchgeo(croma, image_px=image_px)
+    assert ("attn_bias" in state) == (image_px is not None)
+    if image_px is not None:
+        assert state["attn_bias"].shape == (1, 4, 16, 16)
+    assert equal_states(from_torchgeo(state, heads=4), croma)
+
+
+def test_a_torchgeo_state_dict_that_does_not_fit_is_refused_by_its_own_names() -> None:
+    state = to_torchgeo(Croma(SMALL))
+    del state["s1_encoder.transformer.layers.0.0.to_qkv.weight"]
+    with pytest.raises(ValueError, match=r"1 missing: radar_encoder\.layers\.0\.attention\.to_qkv\.weight"):
+        from_torchgeo(state, heads=4)
+    with pytest.raises(ValueError, match="s1_encoder, s1_GAP_FFN, s2_encoder, s2_GAP_FFN, joint_encoder is missing"):
+        from_torchgeo({"weight": torch.zeros(1)})
+
+
+def test_the_reference_pretraining_names_go_there_and_back() -> None:
+    model = CromaPretraining(SMALL, REFERENCE_OBJECTIVE)
+    state = to_reference_pretraining(model)
+    assert state["decoder.decoder_pos_embed"].shape == (1, 225, 32)
+    assert state["decoder.mask_token"].shape == (1, 1, 32)
+    restored = from_reference_pretraining(
+        state, heads=4, decoder_heads=SMALL.decoder_heads, objective=REFERENCE_OBJECTIVE
+    )
+    assert equal_states(restored, model)
+    assert restored.objective == REFERENCE_OBJECTIVE
+    assert equal_states(from_released(to_released(restored.croma), heads=4), model.croma)
+    with pytest.raises(ValueError, match=r"decoder\.mask_token is missing"):
+        from_reference_pretraining({key: value for key, value in state.items() if "mask_token" not in key})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("croma.radar_encoder.patch_embedding.bias", "radar_encoder.linear_input.bias"),
+        (
+            "croma.optical_encoder.layers.1.attention.to_qkv.weight",
+            "optical_encoder.transformer.layers.1.0.create_qkv.weight",
+        ),
+        ("croma.radar_encoder.layers.0.attention.to_out.bias", "radar_encoder.transformer.layers.0.0.out.bias"),
+        ("croma.joint_encoder.layers.0.self_attention.to_out.bias", "cross_encoder.layers.0.0.out.bias"),
+        ("croma.joint_encoder.layers.0.cross_attention.to_out.bias", "cross_encoder.layers.0.1.to_out.bias"),
+        ("croma.joint_encoder.layers.0.cross_attention.to_k.weight", "cross_encoder.layers.0.1.create_k.weight"),
+        ("croma.joint_encoder.layers.0.feed_forward.contract.bias", "cross_encoder.layers.0.2.net.2.bias"),
+        ("croma.optical_head.contract.weight", "GAP_FFN_optical.3.weight"),
+        ("decoder.embedding.weight", "decoder.encoder_to_decoder.weight"),
+        ("decoder.layers.0.attention.norm.weight", "decoder.decoder.layers.0.0.input_norm.weight"),
+        ("decoder.norm.bias", "decoder.decoder.norm_out.bias"),
+        ("decoder.prediction.weight", "decoder.linear_output.weight"),
+        ("radar_projection.weight", "global_contrast_loss.radar_proj.weight"),
+        ("logit_scale", "global_contrast_loss.logit_scale"),
+    ],
+)
+def test_reference_pretraining_names_are_those_of_its_code(ours: str, theirs: str) -> None:
+    assert ours in CromaPretraining(SMALL).state_dict()
+    assert reference_name(ours) == theirs
+
+
+@pytest.mark.parametrize(("size", "everything"), [("base", 199_667_585), ("large", 678_908_289)])
+def test_the_reference_pretraining_layout_has_as_many_numbers_as_the_reference(size: str, everything: int) -> None:
+    with torch.device("meta"):
+        state = to_reference_pretraining(CromaPretraining(CONFIGS[size]))
+    assert sum(tensor.numel() for tensor in state.values()) == everything
 
 
 def test_the_lines_of_the_readme_embed_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
