@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 
-from pipeline.chip_table import written_rows
 from pipeline.epochs import EpochPlan, SampleOrder, Window, crop_windows, plan_epoch, sample_order
 from pipeline.layout import ArraySpec
 from pipeline.store import ShardReader, Store, StoreError
@@ -289,8 +288,7 @@ def _executions_before(data_context: Any) -> int:
 
 
 def _rows(store: str, version: int, split: str | None) -> NDArray[np.int64]:
-    chips = Version(store, version).all_chips(columns=["row", "status", "split"])
-    rows = written_rows(chips, split=split)
+    rows = Version(store, version).written_rows(split=split)
     if not rows.size:
         raise StoreError(f"{store} version {version} holds no chips" + (f" of split {split}" if split else ""))
     return rows

@@ -155,10 +155,13 @@ def _patches(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Patch name -> its folder, below the first of the folders that is there; patches may lie below tiles or scenes."""
     for top in (folder / name for name in names):
         if top.is_dir():
-            files = [*top.glob("*/*.tif"), *top.glob("*/*/*.tif")]
-            own = {path.parent for path in files if path.name.startswith(f"{path.parent.name}_")}
-            return {path.name: path.relative_to(folder).as_posix() for path in own}
+            patches = [patch for path in _folders(top) for patch in _folders(path) or [path]]
+            return {path.name: path.relative_to(folder).as_posix() for path in patches}
     return {}
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()]
 
 
 def _refuse(folder: Path) -> None:
@@ -216,13 +219,13 @@ def _sample(
         metadata = _json(folder / path / f"{radar_name}_labels_metadata.json")
         labels = metadata.get("labels")
         said["files"]["radar"] = path
-        said |= located(folder / path / f"{radar_name}_VV.tif")
+        said |= located(_file(folder / path, f"{radar_name}_VV"))
         said |= {"radar_id": radar_name, "radar_datetime": _moment(radar_name.split("_")[4])}
     if optical is not None:
         metadata = _json(folder / optical / f"{name}_labels_metadata.json")
         labels = table[name]["labels"] if name in table else metadata.get("labels", labels)
         said["files"]["optical"] = optical
-        said |= located(folder / optical / f"{name}_B02.tif")
+        said |= located(_file(folder / optical, f"{name}_B02"))
         baseline = _BASELINE.search(str(metadata.get("tile_source", "")))
         said |= {
             "optical_id": name,
@@ -264,17 +267,23 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _file(folder: Path, name: str) -> Path:
+    """A band's file; some copies spell the ending in full."""
+    full = folder / f"{name}.tiff"
+    return full if full.is_file() else folder / f"{name}.tif"
+
+
 def _read_one(folder: Path, sample: Sample, layout: Layout) -> ChipArrays:
     chip: ChipArrays = {}
     grid = None
     if layout.has_optical:
         for group, bands in NATIVE_GROUPS.items():
-            paths = [folder / sample.files["optical"] / f"{sample.optical_id}_{band}.tif" for band in bands]
+            paths = [_file(folder / sample.files["optical"], f"{sample.optical_id}_{band}") for band in bands]
             raster = read_single_bands(paths)
             chip[group] = to_optical(raster.pixels, offset_dn=sample.offset_dn, what=f"{sample.name} {group}")
             grid = grid or raster.grid
     if layout.has_radar:
-        paths = [folder / sample.files["radar"] / f"{sample.radar_id}_{band}.tif" for band in RADAR_BANDS]
+        paths = [_file(folder / sample.files["radar"], f"{sample.radar_id}_{band}") for band in RADAR_BANDS]
         raster = read_single_bands(paths)
         if grid is not None:
             same_grid(paths[0], raster.grid, grid)

@@ -118,12 +118,12 @@ def _offset(choices: Choices) -> int:
 @contextmanager
 def _opened(path: Path) -> Iterator[xr.Dataset]:
     store = zarr.storage.ZipStore(path, mode="r")
-    try:
-        # Nothing is read before it is asked for, and then in this process.
-        with xr.open_zarr(store, chunks=None) as dataset:
+    # Nothing is read before it is asked for, and then in this process.
+    with xr.open_zarr(store, chunks=None) as dataset:
+        try:
             yield dataset
-    finally:
-        store.close()
+        finally:
+            store.close()
 
 
 def _facts(path: Path) -> dict[str, NDArray[Any]]:
