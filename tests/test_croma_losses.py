@@ -18,8 +18,7 @@ from model.masking import draw_masks
 from model.randomness import sample_keys
 
 SMALL = CromaConfig(width=16, optical_depth=1, radar_depth=1, joint_depth=1, heads=2, decoder_width=16, decoder_heads=2)
-NUM_RANKS = 2
-BATCH = 6
+BATCH = 8
 
 
 def test_info_nce_is_the_mean_of_both_directions() -> None:
@@ -81,6 +80,61 @@ def test_reconstruction_counts_hidden_patches_only() -> None:
     assert reconstruction_loss(predicted, target, hidden).item() == pytest.approx(errors.mean().item(), rel=1e-6)
 
 
+def test_targets_of_each_sensor_alone_are_a_named_option() -> None:
+    model = CromaPretraining(SMALL, Objective(target_statistics="per_sensor"))
+    optical, radar, keys = whole_batch()
+    masks = draw_masks(keys, 16)
+    seen = []
+    handle = model.decoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+    losses = model(optical, radar, masks)
+    handle.remove()
+    for image, part, mask, loss in (
+        (optical, slice(12 * 64), masks.optical, losses.reconstruction_optical),
+        (radar, slice(12 * 64, None), masks.radar, losses.reconstruction_radar),
+    ):
+        patches = image.numpy().reshape(BATCH, -1, 4, 8, 4, 8).transpose(0, 2, 4, 1, 3, 5).reshape(BATCH, 16, -1)
+        centred = patches - patches.mean(-1, keepdims=True)
+        target = centred / np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
+        error = ((seen[0][..., part].numpy() - target) ** 2).mean(-1)
+        hidden = np.ones((BATCH, 16), dtype=bool)
+        np.put_along_axis(hidden, mask.numpy(), False, axis=1)
+        assert loss.item() == pytest.approx(error[hidden].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("absent", ["contrastive", "reconstruction"])
+def test_what_has_no_weight_is_neither_computed_nor_trained(absent: str) -> None:
+    model = CromaPretraining(SMALL, Objective(**{f"{absent}_weight": 0.0}))
+    both = CromaPretraining(SMALL)
+    both.load_state_dict(model.state_dict())
+    ran = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda _module, _inputs, _output, name=name: ran.append(name))
+    optical, radar, keys = whole_batch()
+    losses = model(optical, radar, draw_masks(keys, 16))
+    idle = {
+        "contrastive": ("croma.optical_head", "croma.radar_head", "optical_projection", "radar_projection"),
+        "reconstruction": ("croma.joint_encoder", "decoder"),
+    }[absent]
+    assert not set(ran) & set(idle)
+    losses.total.backward()
+    expected = both(optical, radar, draw_masks(keys, 16))
+    if absent == "contrastive":
+        assert losses.contrastive == 0
+        torch.testing.assert_close(losses.total, expected.reconstruction_optical + expected.reconstruction_radar)
+    else:
+        assert losses.reconstruction_optical == losses.reconstruction_radar == 0
+        torch.testing.assert_close(losses.total, expected.contrastive)
+    for name, parameter in model.named_parameters():
+        spared = name.startswith(idle) or (absent == "contrastive" and name == "logit_scale")
+        assert (parameter.grad is None) == spared == (not parameter.requires_grad), name
+
+
+def test_an_objective_without_weight_is_refused() -> None:
+    for weights in ((0.0, 0.0), (-1.0, 1.0)):
+        with pytest.raises(ValueError, match="weights must be 0 or more"):
+            Objective(contrastive_weight=weights[0], reconstruction_weight=weights[1])
+
+
 def whole_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     rows = torch.arange(BATCH)
@@ -105,22 +159,25 @@ def losses_and_gradients(model: torch.nn.Module, part: slice) -> tuple[torch.Ten
     return torch.stack([each.detach() for each in losses]), {name: each.grad for name, each in named}
 
 
-def run_rank(rank: int, folder: str, gathered_gradient: bool) -> None:
+def run_rank(rank: int, num_ranks: int, folder: str, gathered_gradient: bool) -> None:
     """What one process of several does; results go to files."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_RANKS)
-    share = BATCH // NUM_RANKS
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_ranks)
+    share = BATCH // num_ranks
     model = DistributedDataParallel(new_model(gathered_gradient=gathered_gradient))
     result = losses_and_gradients(model, slice(rank * share, (rank + 1) * share))
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("gathered_gradient", [True, False])
-def test_two_ranks_learn_what_one_process_with_the_whole_batch_learns(tmp_path: Path, gathered_gradient: bool) -> None:
-    multiprocessing.spawn(run_rank, (str(tmp_path), gathered_gradient), nprocs=NUM_RANKS)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_ranks", "gathered_gradient"), [(2, True), (2, False), (4, True)])
+def test_ranks_learn_what_one_process_with_the_whole_batch_learns(
+    tmp_path: Path, num_ranks: int, gathered_gradient: bool
+) -> None:
+    multiprocessing.spawn(run_rank, (num_ranks, str(tmp_path), gathered_gradient), nprocs=num_ranks)
     losses, gradients = losses_and_gradients(new_model(gathered_gradient=gathered_gradient), slice(None))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(NUM_RANKS)]
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
     torch.testing.assert_close(torch.stack([each for each, _ in ranks]).mean(dim=0), losses)
     for _, of_rank in ranks:
         for name, gradient in gradients.items():

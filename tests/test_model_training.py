@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 
-from model.croma import CromaConfig, CromaPretraining
+from model.croma import CromaConfig, CromaPretraining, Objective
+from model.losses import Losses
 from model.normalisation import SSL4EO_S12
-from model.training import NonFiniteError, StepSettings, build_optimizer, learning_rate, train_step
+from model.training import (
+    NonFiniteError,
+    StepSettings,
+    accumulate_gradients,
+    build_optimizer,
+    learning_rate,
+    train_step,
+)
 
 SMALL = CromaConfig(width=32, optical_depth=1, radar_depth=1, joint_depth=1, heads=4, decoder_width=32, decoder_heads=4)
 SETTINGS = StepSettings(seed=1)
@@ -36,9 +47,9 @@ def batch_of(samples: int = 8, side_px: int = 48, seed: int = 0) -> dict[str, to
     }
 
 
-def new_model() -> CromaPretraining:
+def new_model(objective: Objective | None = None) -> CromaPretraining:
     torch.manual_seed(0)
-    return CromaPretraining(SMALL)
+    return CromaPretraining(SMALL, objective)
 
 
 def train(model: CromaPretraining, steps: int, settings: StepSettings = SETTINGS) -> list[dict[str, float]]:
@@ -148,3 +159,121 @@ def test_bfloat16_steps_stay_close_to_float32() -> None:
     exact = train(new_model(), 2)[-1]
     rounded = train(new_model(), 2, StepSettings(seed=1, bfloat16=True))[-1]
     assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
+
+
+def gradients_of(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], settings: StepSettings
+) -> tuple[Losses, dict[str, torch.Tensor]]:
+    losses = accumulate_gradients(model, batch, normalisation=SSL4EO_S12, settings=settings, epoch=0)
+    named = getattr(model, "module", model).named_parameters()
+    return losses, {name: each.grad for name, each in named if each.grad is not None}
+
+
+def assert_alike(one: tuple[Losses, dict[str, torch.Tensor]], other: tuple[Losses, dict[str, torch.Tensor]]) -> None:
+    torch.testing.assert_close(torch.stack(one[0]), torch.stack(other[0]))
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, other[1][name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+OBJECTIVES = [
+    Objective(),
+    Objective(gathered_gradient=False, joint_self_bias="cross"),
+    Objective(contrastive_weight=0.5, reconstruction_weight=2.0),
+    Objective(contrastive_weight=0.0),
+    Objective(reconstruction_weight=0.0),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_a_batch_in_parts_gives_the_losses_and_gradients_of_the_whole(objective: Objective, micro_batch: int) -> None:
+    whole = gradients_of(new_model(objective), batch_of(), SETTINGS)
+    parts = gradients_of(new_model(objective), batch_of(), StepSettings(seed=1, micro_batch=micro_batch))
+    assert_alike(whole, parts)
+
+
+def test_a_micro_batch_as_large_as_the_batch_is_the_plain_step() -> None:
+    whole = train(new_model(), 1)
+    for size in (8, 100):
+        assert train(new_model(), 1, StepSettings(seed=1, micro_batch=size)) == whole
+
+
+def test_parts_hold_only_their_own_activations() -> None:
+    def most_held(settings: StepSettings) -> int:
+        """Bytes that the backward pass keeps at once, at the most."""
+        held, most = 0, 0
+
+        def keep(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+            nonlocal held, most
+            held += tensor.numel() * tensor.element_size()
+            most = max(most, held)
+            return tensor
+
+        def release(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal held
+            held -= tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, release):
+            gradients_of(new_model(), batch_of(samples=16), settings)
+        return most
+
+    assert most_held(StepSettings(seed=1, micro_batch=4)) < 0.5 * most_held(SETTINGS)
+
+
+def accumulate_on_rank(rank: int, num_ranks: int, folder: str) -> None:
+    """What one process of several does: a batch in parts of uneven size."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_ranks)
+    batch = batch_of(samples=12)
+    share = 12 // num_ranks
+    own = {name: values[rank * share : (rank + 1) * share] for name, values in batch.items()}
+    model = DistributedDataParallel(new_model())
+    result = gradients_of(model, own, StepSettings(seed=1, micro_batch=2))
+    # Once more: what the first left behind must not disturb the second.
+    model.zero_grad()
+    assert_alike(result, gradients_of(model, own, StepSettings(seed=1, micro_batch=2)))
+    torch.save((tuple(result[0]), result[1]), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_that_take_their_batch_in_parts_learn_what_one_process_learns_at_once(
+    tmp_path: Path, num_ranks: int
+) -> None:
+    multiprocessing.spawn(accumulate_on_rank, (num_ranks, str(tmp_path)), nprocs=num_ranks)
+    losses, gradients = gradients_of(new_model(), batch_of(samples=12), SETTINGS)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+    mean = [torch.stack(each).mean() for each in zip(*(of_rank for of_rank, _ in ranks), strict=True)]
+    for _, of_rank in ranks:
+        assert_alike((losses, gradients), (Losses(*mean), of_rank))
+
+
+def step_with_a_broken_chip(rank: int, folder: str) -> None:
+    """Rank 1 alone meets something that is not a number; both must stop."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = new_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    # Not wrapped: gradients stay apart, so that only agreeing tells rank 0.
+    if rank == 1:
+        with torch.no_grad():
+            model.decoder.mask_token[0] = float("nan")
+    try:
+        train(model, 1)
+        outcome = "went on"
+    except NonFiniteError as error:
+        outcome = str(error)
+    same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "mask" not in name)
+    torch.save((outcome, same), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_all_ranks_stop_where_one_has_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    multiprocessing.spawn(step_with_a_broken_chip, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        outcome, same = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert outcome.startswith("not finite on 1 of 2 ranks")
+        assert same
