@@ -26,6 +26,7 @@ from model.croma import Croma, CromaConfig
 from model.normalisation import SSL4EO_S12
 from pipeline.feed import Feed, read_chips, training_samples
 from pipeline.store import Store
+from pipeline.verification import verify_shard
 from pipeline.versions import Version, latest_sealed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,16 @@ def test_ssl4eo_becomes_a_store_of_its_native_bands(ssl4eo: Version, shared_data
     assert record["status"] == "succeeded"
     assert record["results"]["written"] == 2
     assert record["settings"]["max_dt_days"] == 30.0
+
+
+def test_an_imported_version_is_checked_and_summed_up_as_any_other(ssl4eo: Version) -> None:
+    assert verify_shard(ssl4eo, 0, pixels=True).problems == ()
+    statistics, store = ssl4eo.statistics(), Store.open(ssl4eo.url)
+    assert statistics is not None
+    pixels = np.concatenate([store.read_chip(row)["b60"][1].ravel() for row in ssl4eo.written_rows().tolist()])
+    assert statistics.mean("B09") == pytest.approx(pixels.mean())
+    assert statistics.std("B09") == pytest.approx(pixels.std())
+    assert statistics.count("VV") == 2 * 264 * 264
 
 
 def test_the_model_trains_and_encodes_from_an_imported_store(ssl4eo: Version) -> None:
@@ -230,11 +241,11 @@ import sys
 from jobs.import_dataset import ImportDataset, main
 from jobs.support import importing
 from jobs.support.settings import parse
-from pipeline.imports.ingest import import_shard
+from pipeline.ingest import build_planned_shard
 
 # A cluster takes longer to start than the import lasts: the same tasks, one after another, in this process.
 importing.connect = lambda settings: None
-importing.import_missing = lambda version, task: (import_shard(version, shard, task) for shard in version.shards())
+importing.build = lambda version, unit: (build_planned_shard(version, shard, unit) for shard in version.shards())
 main(parse(ImportDataset, sys.argv[1:]))
 """
 

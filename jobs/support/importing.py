@@ -19,10 +19,11 @@ from jobs.support.region_settings import Splits
 from jobs.support.run_record import RunRecord
 from jobs.support.settings import JobSettings
 from pipeline.chip_table import WRITTEN, ledger
-from pipeline.imports.ingest import ImportTask, import_missing
+from pipeline.imports.chips import ImportUnit
 from pipeline.imports.plan import manifest_parts, rejections_table, split_of_sample
 from pipeline.imports.samples import Choices, Found
 from pipeline.imports.sources import SOURCES, SourceName
+from pipeline.ingest import build
 from pipeline.layout import Layout
 from pipeline.manifest import ITEMS_SCHEMA
 from pipeline.objects import Objects
@@ -188,13 +189,14 @@ def _import(version: Version, settings: ImportSettings) -> None:
     done = len(version.finished_shards())
     if done:
         log.info("%d of %d shards are there from an earlier run", done, len(version.shards()))
-    task = ImportTask(
+    unit = ImportUnit(
         source=settings.source,
         folder=str(Path(settings.folder).absolute()),
+        layout=settings.layout,
         min_valid_fraction=settings.min_valid_fraction,
     )
     left = len(version.shards()) - done
-    for receipt in progress(import_missing(version, task), total=left, what="shards"):
+    for receipt in progress(build(version, unit), total=left, what="shards"):
         log.info(
             "shard %d: %d written, %d rejected, %d failed, %.1f s",
             receipt.shard, receipt.written, receipt.rejected, receipt.failed, receipt.seconds,
