@@ -93,11 +93,11 @@ def write_items(objects: Objects, items: pa.Table) -> None:
 
 
 def write_rejections(objects: Objects, parts: Iterable[pa.Table]) -> int:
-    """Candidates that are not in the manifest, as they come; returns how many. One empty part stands for none."""
+    """Candidates that are not in the manifest, as they come; returns how many."""
     num_rows = num_parts = 0
     for part in parts:
         for piece in tables.slices(part, _REJECTIONS_AT_ONCE):
-            if piece.num_rows or not num_parts:
+            if piece.num_rows:
                 objects.put(tables.part_path(_REJECTIONS, num_parts), tables.encode([piece]))
                 num_parts += 1
             num_rows += piece.num_rows
@@ -150,7 +150,7 @@ class Plan:
 
     def items_of(self, manifest: pa.Table) -> pa.Table:
         """The items that rows of the manifest name, with a few others perhaps."""
-        lists = [manifest[name] for name in ("optical_items", "radar_items")]
+        lists = [manifest[name] for name in ("optical_items", "radar_items") if name in manifest.column_names]
         named = {name for column in lists for name in pc.list_flatten(column).unique().to_pylist()}
         if not named:
             return ITEMS_SCHEMA.empty_table()

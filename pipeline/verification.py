@@ -92,7 +92,10 @@ def verify(version: Version, *, pixels: bool, check: CheckShards = check_shards)
 def verify_shard(version: Version, shard: int, *, pixels: bool) -> ShardReport:
     """Compare the objects of one shard with the ledger, and the ledger with the manifest."""
     store = Store.open(version.url)
-    chips = version.chips_of(shard)
+    try:
+        chips = version.chips_of(shard)
+    except OSError as error:
+        return ShardReport(shard=shard, chips=0, problems=(f"shard {shard}: its chip table cannot be read: {error}",))
     rows = chip_table.written_rows(chips).tolist()
     problems = [*_of_ledger(version, shard, chips), *_of_objects(store, shard, rows)]
     if pixels and not problems:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pipeline import chip_table, plans, tables
 from pipeline.canonical import canonical, canonical_hash, differences
 from pipeline.leases import Clock, IsGone, Lease, hold, utc_now
+from pipeline.manifest import REJECTIONS_SCHEMA
 from pipeline.objects import Objects, concurrently
 from pipeline.planning import Planner
 from pipeline.plans import Plan
@@ -186,7 +187,7 @@ class Version:
 
     def rejections(self) -> pa.Table:
         """Candidates that never came into the manifest; for versions that fit into memory."""
-        return pa.concat_tables(self.rejection_batches())
+        return pa.concat_tables([*self.rejection_batches()] or [REJECTIONS_SCHEMA.empty_table()])
 
     def rejection_batches(self) -> Iterator[pa.Table]:
         """Candidates that never came into the manifest, some thousand at a time."""
