@@ -166,6 +166,18 @@ def cell_at(lon: float, lat: float, *, side_m: int) -> Cell:
     return Cell(epsg=epsg, column=math.floor(x / side_m), row=row, side_m=side_m)
 
 
+def cells_at(lon: Floats, lat: Floats, *, side_m: int) -> tuple[Integers, Integers, Integers]:
+    """(EPSG codes, columns, rows) of the cells, in the zones that own the points, which hold the points."""
+    epsg = utm_epsgs(lon, lat)
+    columns, rows = np.empty((2, len(epsg)), np.int64)
+    for zone in np.unique(epsg).tolist():
+        here = epsg == zone
+        x, y = _from_lonlat(zone).transform(lon[here], lat[here])
+        columns[here] = np.floor(np.asarray(x) / side_m)
+        rows[here] = np.floor((np.asarray(y) - origin_northing_m(zone)) / side_m)
+    return epsg, columns, rows
+
+
 def is_owned(cell: Cell) -> bool:
     """Whether the cell's centre lies in its own zone: exactly one zone may sample a place."""
     return utm_epsg(*cell.centre_lonlat) == cell.epsg
