@@ -13,8 +13,8 @@ import logging
 from collections import Counter
 from typing import Any, Final
 
-from jobs.support.candidates import find_candidates
 from jobs.support.coverage import EMBEDDED, coverage
+from jobs.support.dry_run import say_plan
 from jobs.support.embedding import (
     coverage_file,
     embed_chips,
@@ -25,7 +25,7 @@ from jobs.support.embedding import (
 )
 from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model, quiet
 from jobs.support.job import JobError, connect, run_job
-from jobs.support.region_build import build_store, say_plan
+from jobs.support.region_build import Wanted, build_store
 from jobs.support.region_settings import RegionBuild, content_request
 from jobs.support.run_record import RunRecord, recorded
 from pipeline.canonical import differences
@@ -42,8 +42,11 @@ _DONE = "embeddings.json"
 """Written last: where it is, everything else is complete."""
 
 # One pair per cell, and every cell that touches the region, so that zones overlap rather than leave slivers.
-CHIPS_OF_A_MAP: Final[dict[str, Any]] = {"per_cell": "one", "owners_only": False, "labels": []}
-_NO_SPLITS = SplitRules(block_cells=16, val_fraction=0, test_fraction=0, buffer_cells=0, seed=0)
+_WANTED: Final = Wanted(
+    per_cell="one",
+    owners_only=False,
+    splits=SplitRules(block_cells=16, val_fraction=0, test_fraction=0, buffer_cells=0, seed=0),
+)
 
 
 class Embed(RegionBuild):
@@ -70,13 +73,10 @@ def main(settings: Embed) -> None:
     period = parse_period(settings.period)
     cells = cells_covering(parse_region(settings.region), side_m=settings.side_px * PIXEL_M, owners_only=False)
     if settings.dry_run:
-        say_plan(find_candidates(settings, **CHIPS_OF_A_MAP), settings)
+        say_plan(settings, _WANTED)
         _say_estimate(len(cells), settings, model)
         return
-    out, request = (
-        Objects.at(settings.out),
-        {**content_request(settings, **CHIPS_OF_A_MAP), "model_sha256": model.sha256},
-    )
+    out, request = Objects.at(settings.out), {**chips_request(settings), "model_sha256": model.sha256}
     done = _done(out, request)
     with recorded(settings, job="embed", output=settings.out) as record:
         record.inputs["model"] = {"url": settings.model, "sha256": model.sha256}
@@ -84,14 +84,7 @@ def main(settings: Embed) -> None:
             log.info("%s is complete already: nothing to do", settings.out)
             record.results.update(reused=True, **done["counts"])
             return
-        version = build_store(
-            settings,
-            f"{out.url}/chips.zarr",
-            content_request(settings, **CHIPS_OF_A_MAP),
-            _NO_SPLITS,
-            record,
-            **CHIPS_OF_A_MAP,
-        )
+        version = build_store(settings, f"{out.url}/chips.zarr", chips_request(settings), _WANTED, record)
         check_units(Store.open(version.url).layout, model.normalisation)
         about = {
             "model_sha256": model.sha256,
@@ -143,6 +136,11 @@ def _write_coverage(out: Objects, cells: list[Cell], version: Version, about: di
     if not counts[EMBEDDED]:
         raise JobError(f"none of {len(cells)} cells has a chip: {dict(reasons)}; see {out.url}/coverage.parquet")
     return {"requested": len(cells), **counts, "reasons": dict(reasons)}
+
+
+def chips_request(settings: RegionBuild) -> dict[str, Any]:
+    """The settings that decide the chips."""
+    return content_request(settings, per_cell=_WANTED.per_cell, owners_only=_WANTED.owners_only)
 
 
 def _done(out: Objects, request: dict[str, Any]) -> dict[str, Any] | None:

@@ -62,6 +62,6 @@ def simulated_stac(simulated_archive: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def small_cluster() -> Iterator[None]:
     """A Ray cluster of two CPUs in this process's name, for one test module."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300_000_000)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300_000_000)
     yield
     ray.shutdown()

@@ -25,13 +25,12 @@ from referencing.jsonschema import DRAFT7
 from rio_cogeo import cog_validate
 from small_stores import Candidate, write_model, write_store
 
-from jobs.embed import CHIPS_OF_A_MAP, Embed, main
+from jobs.embed import Embed, chips_request, main
 from jobs.support.dense_map import MapGrid
 from jobs.support.encoder import encode
 from jobs.support.geoparquet import to_geoparquet, vectors_column, within_180
 from jobs.support.job import JobError
 from jobs.support.principal import Moments, principal_basis
-from jobs.support.region_settings import content_request
 from jobs.support.settings import parse
 from model.croma import Croma
 from model.normalisation import SSL4EO_S12
@@ -82,7 +81,7 @@ def build(asked: Embed) -> list[Candidate]:
         LAYOUT,
         candidates,
         chip_of,
-        request=content_request(asked, **CHIPS_OF_A_MAP),
+        request=chips_request(asked),
         rejections=rejections,
     )
     return candidates
@@ -292,9 +291,7 @@ def test_a_region_without_any_chip_says_why(cluster: None, model: tuple[Path, Cr
     asked = settings(model[0], tmp_path / "embedded", REGIONS["north"])
     cells = cells_covering(parse_region(asked.region), side_m=480, owners_only=False)
     candidates = [Candidate(cell=cell, status="rejected") for cell in cells]
-    write_store(
-        f"{asked.out}/chips.zarr", LAYOUT, candidates, chip_of, request=content_request(asked, **CHIPS_OF_A_MAP)
-    )
+    write_store(f"{asked.out}/chips.zarr", LAYOUT, candidates, chip_of, request=chips_request(asked))
     with pytest.raises(JobError, match=rf"none of {len(cells)} cells has a chip: {{'cloudy': {len(cells)}}}"):
         main(asked)
     assert set(pq.read_table(f"{asked.out}/coverage.parquet")["status"].to_pylist()) == {"rejected"}

@@ -4,40 +4,98 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Any
 
-from jobs.support.job import JobError
+import pyarrow as pa
+from shapely.geometry.base import BaseGeometry
+
+from jobs.support.job import JobError, progress
 from jobs.support.region_settings import RegionBuild
+from jobs.support.spool import Spool
 from pipeline.archives import Archive, archive_named
-from pipeline.catalog import require_account, search, search_labels
+from pipeline.broker import AccessSpec
+from pipeline.catalog import require_account, search_labels
 from pipeline.grid import PIXEL_M, Cell, cells_covering
-from pipeline.pairing import Pair, PairRules, Rejection, acquisitions, pair_cells
+from pipeline.manifest import CANDIDATES_SCHEMA, REJECTIONS_SCHEMA, table_of_items
+from pipeline.matching import Matched, match_areas
+from pipeline.objects import Objects
+from pipeline.pairing import PairRules, acquisitions
+from pipeline.planning import Planner
 from pipeline.regions import parse_period, parse_region
+from pipeline.search import SearchResult, access_spec_of, search_region
+from pipeline.types import Item, Sensor
 
 log = logging.getLogger(__name__)
 
+NOTES_SCHEMA = pa.schema([("item", pa.string()), ("used", pa.bool_()), ("note", pa.string())])
+"""What was wrong with an item of the catalog, and whether it is used all the same."""
+
+_NOTES_SHOWN = 10
+
+_SENSORS: tuple[Sensor, Sensor] = ("optical", "radar")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """What the catalog offers for a region and period."""
+class Offer:
+    """What the archive has over the cells that are wanted."""
 
     archive: Archive
     cells: list[Cell]
-    pairs: list[Pair]
-    rejections: list[Rejection]
-    refused_items: list[tuple[str, str]]
+    items: dict[Sensor, list[Item]]
+
+    notes: pa.Table
+    """`NOTES_SCHEMA`: items that are not used, or were mended."""
+
     labels: dict[str, list[tuple[str, bytes]]]
+    """Label name -> (unsigned href of a map, footprint as WKB)."""
 
 
-def find_candidates(
-    settings: RegionBuild, *, per_cell: Literal["all", "one"], owners_only: bool, labels: Sequence[str]
-) -> Candidates:
-    """Search and pair; no pixel is read.
+class Candidates:
+    """Every pair of the cells, in a planner; and every candidate that is none, on the side.
+
+    Args:
+        planner: Takes the pairs.
+    """
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+        self.rejections = Spool(REJECTIONS_SCHEMA)
+        self.reasons: Counter[str] = Counter()
+        self._used: set[str] = set()
+
+    def add(self, matched: Matched) -> None:
+        """Take what came of pairing an area."""
+        columns = (matched.candidates[name].to_numpy() for name in CANDIDATES_SCHEMA.names)
+        self.planner.add(*columns, looks=matched.looks)
+        self.rejections.add(matched.rejections)
+        self.reasons.update(matched.rejections["reason"].to_pylist())
+        for name in ("optical_items", "radar_items"):
+            self._used.update(matched.looks[name].combine_chunks().flatten().unique().to_pylist())
+
+    def items(self, offer: Offer) -> pa.Table:
+        """The items that pairs use."""
+        return table_of_items(item for items in offer.items.values() for item in items if item.id in self._used)
+
+
+def access_of(settings: RegionBuild) -> AccessSpec:
+    """How the archive may be reached: by what its descriptor says, and as politely as the settings want it."""
+    return settings.politeness.applied_to(access_spec_of(archive_named(settings.archive)))
+
+
+def ask_archive(settings: RegionBuild, *, owners_only: bool, labels: Sequence[str], cache: Objects | None) -> Offer:
+    """Search; no pixel is read.
+
+    Args:
+        settings: Whom to ask, for where and when.
+        owners_only: See `cells_covering`.
+        labels: Label collections to find maps of.
+        cache: Where the catalog's answers are kept.
 
     Raises:
-        JobError: Nothing was found, or no pair could be made.
+        JobError: Nothing was found.
         SearchError: The archive cannot be asked, or needs an account.
     """
     archive = archive_named(settings.archive)
@@ -45,26 +103,60 @@ def find_candidates(
     require_account(archive)
     cells = cells_covering(region, side_m=settings.side_px * PIXEL_M, owners_only=owners_only)
     log.info("%d cells of %d m in the region", len(cells), settings.side_px * PIXEL_M)
-    found, refused = {}, []
-    for sensor in ("optical", "radar"):
-        found[sensor], unusable = search(archive, sensor, region, period)
-        refused += unusable
-        log.info("%d %s items", len(found[sensor]), sensor)
-        for name, reason in unusable:
-            log.warning("item %s is not used: %s", name, reason)
-        if not found[sensor]:
-            collection = archive.optical_collection if sensor == "optical" else archive.radar_collection
-            raise JobError(
-                f"{archive.name} has no {collection} item over region={settings.region} in period={settings.period}; "
-                "check both against the archive's coverage"
-            )
-    rules = PairRules(**settings.pairing.model_dump(), per_cell=per_cell)
-    pairs, rejections = pair_cells(cells, acquisitions(found["optical"]), acquisitions(found["radar"]), rules)
-    log.info("%d pairs; not taken: %s", len(pairs), dict(Counter(r.reason for r in rejections)) or "none")
-    if not pairs:
-        reasons = dict(Counter(r.reason for r in rejections))
-        raise JobError(f"no pair of acquisitions can be made: {reasons}; see pairing.* in --help for the limits")
+    found = {sensor: _search(settings, archive, sensor, region, period, cache) for sensor in _SENSORS}
     maps = {name: [(h, box.wkb) for _, h, box in search_labels(archive, name, region)] for name in labels}
-    return Candidates(
-        archive=archive, cells=cells, pairs=pairs, rejections=rejections, refused_items=refused, labels=maps
-    )
+    items = {sensor: result.items for sensor, result in found.items()}
+    return Offer(archive=archive, cells=cells, items=items, notes=_notes(found.values()), labels=maps)
+
+
+def pair_offer(offer: Offer, settings: RegionBuild, rules: PairRules, candidates: Candidates) -> None:
+    """Pair what the archive offers, area by area.
+
+    Raises:
+        JobError: No pair could be made.
+    """
+    optical, radar = (acquisitions(offer.items[sensor]) for sensor in _SENSORS)
+    for matched in match_areas(offer.cells, optical, radar, rules):
+        candidates.add(matched)
+    pairs, reasons = candidates.planner.num_rows, dict(candidates.reasons)
+    log.info("%d pairs; not taken: %s", pairs, reasons or "none")
+    if not pairs:
+        raise JobError(f"no pair of acquisitions can be made: {reasons}; see pairing.* in --help for the limits")
+
+
+def _search(
+    settings: RegionBuild,
+    archive: Archive,
+    sensor: Sensor,
+    region: BaseGeometry,
+    period: tuple[datetime, datetime],
+    cache: Objects | None,
+) -> SearchResult:
+    def watch(coming: Any, *, total: int, what: str) -> Any:
+        return progress(coming, total=total, what=what) if total > 1 else coming
+
+    found = search_region(archive, sensor, region, period, access_spec=access_of(settings), cache=cache, watch=watch)
+    log.info("%d %s items; %d of %d pieces from the cache", len(found.items), sensor, found.from_cache, found.pieces)
+    for refused in found.refused[:_NOTES_SHOWN]:
+        log.warning("item %s is not used: %s", refused.item, refused.reason)
+    for noted in found.noted[:_NOTES_SHOWN]:
+        log.warning("item %s: %s", noted.item, noted.what)
+    if not found.items:
+        collection = archive.optical_collection if sensor == "optical" else archive.radar_collection
+        raise JobError(
+            f"{archive.name} has no {collection} item over region={settings.region} in period={settings.period}; "
+            "check both against the archive's coverage"
+        )
+    return found
+
+
+def _notes(found: Iterable[SearchResult]) -> pa.Table:
+    rows = [
+        row
+        for result in found
+        for row in (
+            *({"item": r.item, "used": False, "note": r.reason} for r in result.refused),
+            *({"item": n.item, "used": True, "note": n.what} for n in result.noted),
+        )
+    ]
+    return pa.Table.from_pylist(rows, schema=NOTES_SCHEMA)

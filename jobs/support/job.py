@@ -66,7 +66,7 @@ def connect(settings: JobSettings) -> None:
         ray.init(address=address, logging_level=logging.WARNING)
     else:
         # Ray Train asks the dashboard's API how its own actors are, and complains every second where there is none.
-        ray.init(include_dashboard=True, dashboard_host="127.0.0.1", logging_level=logging.WARNING)
+        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", logging_level=logging.WARNING)
     resources = ray.cluster_resources()
     log.info("Ray %s: %g CPUs, %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
 

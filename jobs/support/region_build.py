@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
 
 import pyarrow.compute as pc
 
-from jobs.support.candidates import Candidates, find_candidates
+from jobs.support.candidates import Candidates, Offer, access_of, ask_archive, pair_offer
 from jobs.support.driver_lease import is_gone, kept_alive, owner
 from jobs.support.job import JobError, connect, progress
 from jobs.support.region_settings import RegionBuild
 from jobs.support.run_record import RunRecord
-from pipeline.chip_table import ledger
+from jobs.support.targets import Mode, target_of
+from pipeline.appends import leave_out_earlier, plan_retry
 from pipeline.chips import Recipe
 from pipeline.grid import PIXEL_M
 from pipeline.ingest import build
 from pipeline.labels import LABEL_CLASSES
-from pipeline.manifest import items_table, plan_rows, rejections_table
 from pipeline.objects import Objects
+from pipeline.pairing import PairRules
+from pipeline.planning import Planner, splits_by
 from pipeline.screening import ScreenRules
 from pipeline.splits import SplitRules
 from pipeline.store import Layout, Store
@@ -27,107 +33,142 @@ from pipeline.versions import Version, begin
 
 log = logging.getLogger(__name__)
 
-# Measured on full-size scenes at blocks of 8x8 cells; see infra/README.md for what is a plan and what is not.
-_DOWNLOAD_MB_PER_CHIP = 1.9
-_STORE_MB_PER_CHIP = 0.72
-_REQUESTS_PER_CHIP = 2.3
+_FAILURES_SHOWN = 10
 
 
-def say_plan(candidates: Candidates, settings: RegionBuild) -> None:
-    """What building would cost, on the log."""
-    chips = len(candidates.pairs)
-    area_fraction = (settings.side_px / 264) ** 2
-    log.info("would build %d candidate chips of %d cells", chips, len({p.cell for p in candidates.pairs}))
-    log.info(
-        "would read about %.1f GB in about %d requests and store at most %.1f GB",
-        chips * _DOWNLOAD_MB_PER_CHIP * area_fraction / 1e3,
-        chips * _REQUESTS_PER_CHIP * area_fraction,
-        chips * _STORE_MB_PER_CHIP * area_fraction / 1e3,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a job wants of a region's cells, beside its settings."""
+
+    per_cell: Literal["all", "one", "season"]
+    owners_only: bool
+    splits: SplitRules
+    per_season: int = 1
+    labels: tuple[str, ...] = ()
 
 
 def build_store(
-    settings: RegionBuild,
-    url: str,
-    request: dict[str, Any],
-    splits: SplitRules,
-    record: RunRecord,
-    **how: Any,
+    settings: RegionBuild, url: str, request: dict[str, Any], wanted: Wanted, record: RunRecord, mode: Mode = "build"
 ) -> Version:
     """Plan what is not planned, build what is not built, seal; a sealed version of the same request is left alone.
 
     Args:
         settings: What decides the chips.
         url: Store to create or to complete.
-        request: Settings that decide the content; another request for the same store is refused.
-        splits: How cells are shared out.
+        request: Settings that decide the content.
+        wanted: What the job wants of the cells.
         record: Where stages and counts go.
-        how: `per_cell`, `owners_only` and `labels` of `find_candidates`.
+        mode: Whether another request, or what failed in sealed versions, becomes a new version.
 
     Raises:
         JobError: Too many chips failed; what was written is kept, and a rerun redoes their shard groups.
         StoreError: The store holds another layout or another request, or somebody else is building it.
     """
-    label_classes = {name: LABEL_CLASSES[name] for name in how["labels"]}
     layout = Layout(
-        side_px=settings.side_px, shard_chips=settings.shard_chips, codec=settings.codec, labels=label_classes
+        side_px=settings.side_px,
+        shard_chips=settings.shard_chips,
+        codec=settings.codec,
+        labels={name: LABEL_CLASSES[name] for name in wanted.labels},
     )
-    candidates = None
-    if not Objects.at(url).exists("zarr.json"):
-        # A search that finds nothing leaves nothing behind.
-        with record.stage("search and pair"):
-            candidates = find_candidates(settings, **how)
-    store = Store.create(url, layout)
-    version = begin(url, request)
-    if version.state == "sealed":
-        log.info("%s version %d is complete already: nothing to do", url, version.number)
-        record.results.update(reused=True, **summary(version))
-        return version
-    with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease):
-        if version.state == "planning":
-            with record.stage("search and pair"):
-                candidates = candidates or find_candidates(settings, **how)
-            with record.stage("plan"):
-                _plan(version, candidates, settings, splits, store)
-        connect(settings)
-        with record.stage("build"):
-            _build(version, settings)
-        _check_failures(version, settings)
-        with record.stage("seal"):
-            version.seal()
+    target = target_of(url, layout, request, mode)
+    if target.version is not None and target.version.state == "sealed":
+        log.info("%s version %d is complete already: nothing to do", url, target.number)
+        record.results.update(reused=True, **summary(target.version))
+        return target.version
+    with _planned(settings, url, target.number, wanted, record, needed=target.needs_search) as prepared:
+        Store.create(url, layout)
+        version = begin(url, target.request, number=target.number)
+        with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease):
+            if version.state == "planning":
+                with record.stage("plan"):
+                    _write_plan(version, prepared)
+            connect(settings)
+            with record.stage("build"):
+                _build(version, settings)
+            _check_failures(version, settings)
+            with record.stage("seal"):
+                version.seal()
     record.results.update(reused=False, **summary(version))
     return version
 
 
-def _plan(version: Version, candidates: Candidates, settings: RegionBuild, splits: SplitRules, store: Store) -> None:
-    manifest = plan_rows(
-        candidates.pairs,
+def rules_of(settings: RegionBuild, wanted: Wanted) -> PairRules:
+    """What makes a pair."""
+    return PairRules(**settings.pairing.model_dump(), per_cell=wanted.per_cell, per_season=wanted.per_season)
+
+
+@contextmanager
+def candidates_of(
+    settings: RegionBuild, wanted: Wanted, *, first_row: int = 0, cache: Objects | None = None
+) -> Iterator[tuple[Offer, Candidates]]:
+    """Search and pair; nothing is written but the cache.
+
+    Raises:
+        JobError: Nothing was found, or no pair could be made.
+        SearchError: The archive cannot be asked, or needs an account.
+    """
+    planner = Planner(
         block_cells=settings.block_cells,
         shard_chips=settings.shard_chips,
-        first_row=version.first_shard() * settings.shard_chips,
-        splits=splits,
+        first_row=first_row,
+        seed=settings.seed,
+        splits_of=splits_by(wanted.splits, side_m=settings.side_px * PIXEL_M),
     )
-    store.resize(int(manifest["row"][-1].as_py()) + 1)
-    version.write_plan(
-        items_table(candidates.pairs),
-        rejections_table(candidates.rejections),
-        [manifest],
-        {
-            "signing": candidates.archive.signing,
-            "labels": {n: [[h, w.hex()] for h, w in maps] for n, maps in candidates.labels.items()},
-        },
-    )
-    log.info("planned %d chips in %d shards", manifest.num_rows, len(version.shards()))
+    candidates = Candidates(planner)
+    try:
+        offer = ask_archive(settings, owners_only=wanted.owners_only, labels=wanted.labels, cache=cache)
+        pair_offer(offer, settings, rules_of(settings, wanted), candidates)
+        yield offer, candidates
+    finally:
+        candidates.rejections.close()
+
+
+@contextmanager
+def _planned(
+    settings: RegionBuild, url: str, number: int, wanted: Wanted, record: RunRecord, *, needed: bool
+) -> Iterator[tuple[Offer, Candidates] | None]:
+    """What a version is planned from; None where it needs no search. Before anything of the version is written."""
+    if not needed:
+        yield None
+        return
+    first_row = Version(url, number).first_shard() * settings.shard_chips if number > 1 else 0
+    connect(settings)
+    cache = Objects.at(settings.search_cache or f"{record.directory}/search")
+    with ExitStack() as stack:
+        with record.stage("search and pair"):
+            found = stack.enter_context(candidates_of(settings, wanted, first_row=first_row, cache=cache))
+            if number > 1:
+                leave_out_earlier(found[1].planner, Version(url, number))
+        yield found
+
+
+def _write_plan(version: Version, prepared: tuple[Offer, Candidates] | None) -> None:
+    if prepared is None:
+        plan = plan_retry(version, _facts_of_last(version))
+    else:
+        offer, candidates = prepared
+        version.objects.put_table("item_notes.parquet", offer.notes)
+        facts = {"labels": {n: [[h, w.hex()] for h, w in maps] for n, maps in offer.labels.items()}}
+        plan = version.write_planned(candidates.planner, candidates.items(offer), candidates.rejections.tables(), facts)
+    log.info("planned %d chips in %d shards", plan["num_chips"], len(version.shards()))
+
+
+def _facts_of_last(version: Version) -> dict[str, Any]:
+    """A retry's label maps are those of the version before."""
+    plan = Version(version.url, version.number - 1).plan
+    assert plan is not None, version
+    return {"labels": plan["labels"]}
 
 
 def _build(version: Version, settings: RegionBuild) -> None:
     plan = version.plan
-    assert plan is not None
+    assert plan is not None, version
     recipe = Recipe(
         screen=ScreenRules(**settings.screening.model_dump()),
-        signing=plan["signing"],
+        access=access_of(settings),
         side_m=settings.side_px * PIXEL_M,
         labels={n: [(h, bytes.fromhex(w)) for h, w in maps] for n, maps in plan["labels"].items()},
+        reader=settings.reader,
     )
     done = len(version.finished_shards())
     if done:
@@ -141,20 +182,26 @@ def _build(version: Version, settings: RegionBuild) -> None:
 
 
 def _check_failures(version: Version, settings: RegionBuild) -> None:
-    table = version.chips()
-    failed = table.filter(pc.equal(table["status"], "failed"))
-    for row in failed.slice(0, 10).to_pylist():
-        log.warning("failed: %s", row["error"])
-    fraction = failed.num_rows / table.num_rows
+    counts = version.counts()
+    if not counts["failed"]:
+        return
+    rows = (row for table in version.failures() for row in table.select(["error"]).to_pylist())
+    errors = [row["error"] for row in islice(rows, _FAILURES_SHOWN)]
+    for error in errors:
+        log.warning("failed: %s", error)
+    fraction = counts["failed"] / counts["requested"]
     if fraction > settings.max_failed_fraction:
         raise JobError(
-            f"{failed.num_rows} of {table.num_rows} chips could not be read ({fraction:.1%}, more than "
+            f"{counts['failed']} of {counts['requested']} chips could not be read ({fraction:.1%}, more than "
             f"max_failed_fraction={settings.max_failed_fraction}); what was written is kept, running again tries only "
-            f"their shards. First: {failed['error'][0].as_py()}"
+            f"their shards. First: {errors[0]}"
         )
 
 
 def summary(version: Version) -> dict[str, Any]:
-    """Requested, written, rejected by reason, failed."""
-    not_taken = Counter(version.rejections()["reason"].to_pylist())
-    return {**ledger(version.chips()), "pairs_not_taken": dict(not_taken)}
+    """Requested, written, rejected by reason, failed; and candidates that were no pair, by reason."""
+    not_taken: Counter[str] = Counter()
+    for table in version.rejection_batches():
+        counted = pc.value_counts(table["reason"])
+        not_taken.update({entry["values"]: entry["counts"] for entry in counted.to_pylist()})
+    return {**version.counts(), "pairs_not_taken": dict(not_taken)}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, Literal, Self
 
 import shapely
 from pydantic import Field, model_validator
 
 from jobs.support.settings import Group, JobSettings
+from pipeline.broker import AccessSpec
+from pipeline.limits import HostLimits
 from pipeline.regions import parse_region
 
 
@@ -22,7 +26,16 @@ class Pairing(Group):
     """Optical scenes with more cloud than this over the whole scene are not considered, percent."""
 
     min_overlap: float = Field(default=0.999, gt=0, le=1)
-    """Smallest fraction of a cell that each footprint must cover."""
+    """Smallest fraction of a cell that each acquisition must cover."""
+
+    orbit: Literal["any", "ascending", "descending", "same"] = "any"
+    """Direction of the radar's orbit; same is one direction for all pairs of a cell."""
+
+    one_track: bool = False
+    """Take one relative orbit of the radar for all pairs of a cell: the same look angle every time."""
+
+    relative_orbits: tuple[int, ...] = ()
+    """Only these relative orbits of the radar; none named is all."""
 
 
 class Screening(Group):
@@ -33,6 +46,47 @@ class Screening(Group):
 
     min_valid_fraction: float = Field(default=0.99, ge=0, le=1)
     """Smallest fraction of pixels with data in both sensors."""
+
+    max_shadow_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Largest fraction of cloud shadow alone among the chip's valid pixels."""
+
+    max_snow_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Largest fraction of snow and ice among the chip's valid pixels."""
+
+    max_border_noise_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Largest fraction of valid radar pixels that are noise along a swath's edge."""
+
+    on_suspect: Literal["keep", "reject"] = "keep"
+    """What becomes of chips whose pixels contradict their item's metadata, such as a forgotten offset; they are
+    flagged in the ledger either way."""
+
+
+class Politeness(Group):
+    """What an archive's hosts are asked for at most, by the whole cluster together."""
+
+    storage_requests_per_s: float | None = Field(default=None, gt=0)
+    """Requests per second to each host with files; unset: the archive's own limit."""
+
+    storage_turns: int | None = Field(default=None, ge=1)
+    """Blocks that are read from one host at a time; unset: the archive's own limit."""
+
+    api_requests_per_s: float | None = Field(default=None, gt=0)
+    """Requests per second to the catalog, and for tokens; unset: the archive's own limit."""
+
+    patience_min: float | None = Field(default=None, gt=0)
+    """How long a host that does not answer is waited for, minutes; unset: half an hour."""
+
+    def applied_to(self, spec: AccessSpec) -> AccessSpec:
+        """Limits with what is set here in place of the archive's own."""
+        patience = {"patience_s": None if self.patience_min is None else self.patience_min * 60}
+        storage = {"rate_per_s": self.storage_requests_per_s, "turns": self.storage_turns, **patience}
+        api = {"rate_per_s": self.api_requests_per_s, **patience}
+        return replace(spec, storage=_with(spec.storage, storage), api=_with(spec.api, api))
+
+
+def _with(limits: HostLimits, values: Mapping[str, float | int | None]) -> HostLimits:
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    return replace(limits, **given)
 
 
 class Splits(Group):
@@ -57,11 +111,11 @@ class RegionBuild(JobSettings):
     archive: str = "planetary-computer"
     """planetary-computer, earth-search, or the URL of a STAC API with Planetary Computer's collections."""
 
-    region: str
-    """GeoJSON file, or west,south,east,north in degrees."""
+    region: str = ""
+    """Where, always to be given: a GeoJSON file, or west,south,east,north in degrees."""
 
-    period: str
-    """2023, 2023-06, 2023-06-01 or two of these joined by a slash; the end is included."""
+    period: str = ""
+    """When, always to be given: 2023, 2023-06, 2023-06-01 or two of these joined by a slash; the end is included."""
 
     side_px: int = Field(default=264, ge=12, multiple_of=6)
     """Side of a chip, pixels of 10 m."""
@@ -81,11 +135,32 @@ class RegionBuild(JobSettings):
     screening: Screening = Screening()
     """What the pixels of a chip must be like to be kept."""
 
+    reader: Literal["window", "stackstac"] = "window"
+    """What reads the pixels: windows of the files themselves, or stackstac; on Sentinel-2's grid they are equal."""
+
+    politeness: Politeness = Politeness()
+    """What an archive's hosts are asked for at most, by the whole cluster together."""
+
+    search_cache: str | None = None
+    """Directory or URL where the catalog's answers are kept for the next run, and for other runs; unset: in run_dir."""
+
     seed: int = 0
     """Decides the order of units in the store and the splits."""
 
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
     """The job fails if more than this fraction of the candidate chips could not be read."""
+
+    @property
+    def builds(self) -> bool:
+        """Whether anything is asked of the archive."""
+        return True
+
+    @model_validator(mode="after")
+    def _where_and_when(self) -> Self:
+        for name in ("region", "period"):
+            if self.builds and not getattr(self, name):
+                raise ValueError(f"{name} is required and was not given")
+        return self
 
     @model_validator(mode="after")
     def _blocks_fit_shards(self) -> Self:
@@ -95,6 +170,10 @@ class RegionBuild(JobSettings):
         return self
 
 
+_HOW: Final = {"max_failed_fraction", "politeness", "search_cache"}
+"""Settings that change nothing in what is built."""
+
+
 def content_request(settings: RegionBuild, **more: Any) -> dict[str, Any]:
     """The settings that decide what is in a store; the rest may differ between runs that complete it.
 
@@ -102,7 +181,7 @@ def content_request(settings: RegionBuild, **more: Any) -> dict[str, Any]:
         settings: A job's, of which only those of `RegionBuild` count.
         more: What else decides the content, as JSON values.
     """
-    names = RegionBuild.model_fields.keys() - JobSettings.model_fields.keys() - {"max_failed_fraction"}
+    names = RegionBuild.model_fields.keys() - JobSettings.model_fields.keys() - _HOW
     request = settings.model_dump(mode="json", include=names)
     # A local archive may be served at another port the next time; a file may be moved, or hold another region.
     request["archive"] = settings.archive if "://" not in settings.archive else "local"

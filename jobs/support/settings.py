@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 
 J = TypeVar("J", bound="JobSettings")
 
-_SWITCHES = {"--dry-run": "dry_run"}
+_SWITCHES = {f"--{name.replace('_', '-')}": name for name in ("dry_run", "append", "retry_failed", "verify")}
 
 
 class Group(BaseModel):
