@@ -254,12 +254,10 @@ def zone_covers(region: BaseGeometry, *, side_m: int, owners_only: bool) -> Iter
     lon_deg = lat_deg / math.cos(math.radians(min(85.0, np.abs(region.bounds[1::2]).max() + lat_deg)))
     for epsg in _zones():
         grown = _territory(epsg, lon_deg=lon_deg, lat_deg=lat_deg)
-        if not (grown if owners_only else _territory(epsg)).intersects(region):
+        if (grown if owners_only else _territory(epsg)).intersection(region).area == 0:
             continue
         # Lines that are straight in degrees are curves in the plane.
         part = in_plane([shapely.segmentize(grown.intersection(region), 0.05)], epsg)[0]
-        if part.is_empty:
-            continue
         shapely.prepare(part)
         left, bottom, right, top = part.bounds
         origin = origin_northing_m(epsg)

@@ -144,6 +144,6 @@ def _unwrapped(shapes: NDArray[Any]) -> NDArray[Any]:
 
 def _valid(shapes: NDArray[Any]) -> NDArray[Any]:
     # What has no coordinates is refused later, with its name.
-    broken = ~shapely.is_valid(shapes) & ~np.isnan(shapely.bounds(shapes)[:, 0])
+    broken = ~shapely.is_valid(shapes) & np.isfinite(shapely.bounds(shapes)).all(axis=1)
     shapes[broken] = shapely.make_valid(shapes[broken])
     return shapes
