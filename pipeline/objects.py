@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store, from_url
 from zarr.storage import ObjectStore
 
 from pipeline.redaction import redact as redact
+
+if TYPE_CHECKING:
+    from obstore.store import BackoffConfig, RetryConfig
 
 T = TypeVar("T")
 
@@ -31,8 +37,17 @@ Remote = S3Store | GCSStore | AzureStore | MemoryStore
 SCHEMES = ("s3", "az", "gs")
 """Object stores by URL scheme; anything without ``://`` is a local path."""
 
+_ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP"}
+"""Environment variables that permit an endpoint without TLS, for servers on one's own machine."""
+
 _SINGLE_PUT_BYTES = 1 << 30
 """Below this an object goes up in one request: a killed upload then leaves nothing behind to clean up."""
+
+RETRY_S = 90.0
+"""For so long a request is repeated to an object store that does not answer or is in trouble, seconds."""
+
+_REFUSED = re.compile(r"status code: 40[13]\b")
+_CREDENTIALS = "check the credentials in the environment of this process and of the cluster's nodes"
 
 _CONCURRENT_REQUESTS = 16
 _ROWS_PER_GROUP = 1 << 16
@@ -61,8 +76,12 @@ class Objects:
         if parts.query or parts.username:
             raise ValueError(f"{redact(text)}: credentials belong into the environment, not into the URL")
         with _plain_errors(text, "open"):
-            # A shard of 93 MB does not pass a slow line within the library's 30 s.
-            store = from_url(text, client_options={"timeout": "10m"})
+            # A shard of 93 MB does not pass a slow line within the library's 30 s. With options of ours the library
+            # leaves this one of its variables unread.
+            allow_http = os.environ.get(_ALLOW_HTTP[parts.scheme], "").lower() in ("1", "true")
+            store = from_url(
+                text, client_options={"timeout": "10m", "allow_http": allow_http}, retry_config=_retries(RETRY_S)
+            )
         assert isinstance(store, S3Store | GCSStore | AzureStore), store
         return cls(text, store)
 
@@ -203,6 +222,11 @@ def concurrently(function: Callable[[Any], T], arguments: Iterable[Any]) -> list
         return list(pool.map(function, arguments))
 
 
+def _retries(seconds: float) -> RetryConfig:
+    backoff: BackoffConfig = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2}
+    return {"max_retries": 1000, "retry_timeout": timedelta(seconds=seconds), "backoff": backoff}
+
+
 @contextmanager
 def _plain_errors(name: str, action: str) -> Iterator[None]:
     """Turn the library's errors into Python's own, one line each, without signatures."""
@@ -213,4 +237,8 @@ def _plain_errors(name: str, action: str) -> Iterator[None]:
     except AlreadyExistsError:
         raise FileExistsError(f"{name}: exists already") from None
     except BaseError as error:
-        raise OSError(f"could not {action} {name}: {redact(str(error).partition(chr(10))[0])}") from None
+        reason = redact(str(error).partition("\n")[0])
+        # Listing has no error of its own for this.
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(reason):
+            raise PermissionError(f"not allowed to {action} {name}: {reason}; {_CREDENTIALS}") from None
+        raise OSError(f"could not {action} {name}: {reason}") from None
