@@ -219,7 +219,8 @@ def _sample(
         metadata = _json(folder / path / f"{radar_name}_labels_metadata.json")
         labels = metadata.get("labels")
         said["files"]["radar"] = path
-        said |= located(_file(folder / path, f"{radar_name}_VV"))
+        if optical is None:
+            said |= located(_file(folder / path, f"{radar_name}_VV"))
         said |= {"radar_id": radar_name, "radar_datetime": _moment(radar_name.split("_")[4])}
     if optical is not None:
         metadata = _json(folder / optical / f"{name}_labels_metadata.json")

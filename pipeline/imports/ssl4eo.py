@@ -87,7 +87,9 @@ def _sample(folder: Path, name: str, optical: Look | None, radar: Look | None) -
     if radar is not None:
         metadata = _metadata(folder / radar.path)
         said["files"]["radar"] = radar.path
-        said |= located(folder / radar.path / "VV.tif") | {
+        if optical is None:
+            said |= located(folder / radar.path / "VV.tif")
+        said |= {
             "radar_id": Path(radar.path).name,
             "radar_datetime": radar.datetime,
             "orbit_state": str(metadata.get("orbitProperties_pass", "")).lower(),
