@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from pipeline.broker import AccessSpec, access_for
+from pipeline.broker import access_for
 from pipeline.chip_table import FAILED, chip_table, ledger, some
 from pipeline.chips import LedgerRow, Recipe, build_unit
 from pipeline.manifest import items_from_table
@@ -54,13 +54,13 @@ MakeUnit = Callable[
 """From the rows of a unit and their items to its chips, by row, and to what became of each row."""
 
 
-def by_recipe(recipe: Recipe, access: AccessSpec | None = None) -> MakeUnit:
-    """`build_unit`; in a task, the archive is reached as the task's node may reach it."""
+def by_recipe(recipe: Recipe) -> MakeUnit:
+    """`build_unit`; in a task, the archive is reached as the task's process may reach it."""
 
     def make(
         rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item]
     ) -> tuple[Mapping[int, ChipArrays], Sequence[LedgerRow]]:
-        return build_unit(rows, items, recipe, *([] if access is None else [access_for(access)]))
+        return build_unit(rows, items, recipe, access_for(recipe.access) if recipe.access else None)
 
     return make
 
@@ -117,7 +117,6 @@ def build_planned_shard(version: Version, shard: int, recipe: Recipe | MakeUnit)
 def build(
     version: Version,
     recipe: Recipe | MakeUnit,
-    access: AccessSpec | None = None,
     *,
     cpus_per_task: float = 1.0,
     shards_per_wave: int | None = None,
@@ -129,7 +128,6 @@ def build(
     Args:
         version: Planned.
         recipe: How chips are made, or what makes them.
-        access: How tasks reach the archive; unset: as the recipe's signing says, without limits.
         cpus_per_task: That a task takes, of its node's.
         shards_per_wave: Tasks that are handed to Ray at a time; unset: 32 per CPU of the cluster.
 
@@ -137,7 +135,7 @@ def build(
         StoreError: Shards could not be written; what is written is kept, and another run builds the others.
     """
     missing = sorted(set(version.shards()) - version.finished_shards())
-    make = by_recipe(recipe, access) if isinstance(recipe, Recipe) else recipe
+    make = by_recipe(recipe) if isinstance(recipe, Recipe) else recipe
     lost: list[Receipt] = []
     in_a_row = 0
     for row in on_cluster(
