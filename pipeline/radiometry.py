@@ -95,8 +95,8 @@ def offset_flags(
     """Whether an item's harmonised pixels say that its offset was dealt with wrongly, whatever its metadata say.
 
     Looked at is vegetation and water only. `offset_suspect`: even the darkest hundredth of the darkest band reflects
-    as much as the offset is, so that it was left in. `double_offset_suspect`: in green and in red, more than half of
-    the pixels were darker than the offset, so that it had been taken off before. Deserts, snow and cloud have neither
+    as much as the offset is, so that it was left in. `double_offset_suspect`: half of the pixels in blue, and a quarter
+    in green, were darker than the offset, so that it had been taken off before. Deserts, snow and cloud have neither
     class and are never flagged: without something dark there is nothing to tell by.
 
     Args:
@@ -109,11 +109,11 @@ def offset_flags(
     if bands.shape[1] < _MIN_EVIDENCE_PX:
         return frozenset()
     names = [*NATIVE_GROUPS["b10"], *NATIVE_GROUPS["b20"]]
-    green, red = bands[names.index("B03")], bands[names.index("B04")]
+    blue, green = bands[names.index("B02")], bands[names.index("B03")]
     flags = set()
     if np.percentile(bands, 1.0, axis=1).min() >= _OFFSET_LEFT_IN_DN:
         flags.add("offset_suspect")
-    if np.median(green) <= 1 and np.median(red) <= 1:
+    if (blue <= 1).mean() >= 0.5 and (green <= 1).mean() >= 0.25:
         flags.add("double_offset_suspect")
     return frozenset(flags)
 

@@ -42,8 +42,8 @@ def gdal_options(patience: Patience) -> dict[str, Any]:
         "GDAL_HTTP_RETRY_DELAY": min(0.5, patience.backoff_s),
         "GDAL_HTTP_TIMEOUT": patience.timeout_s,
         "GDAL_HTTP_CONNECTTIMEOUT": min(5.0, patience.timeout_s),
-        # With more, GDAL 3.10 fetches blocks ahead and asks less, but takes requests that failed for zeros: unnoticed in
-        # files without compression, and indistinguishable from damage in others.
+        # With more, GDAL 3.10 fetches blocks ahead and asks less, but takes requests that failed for zeros: unnoticed
+        # in files without compression, and not to be told from damage in others.
         "GDAL_NUM_THREADS": 1,
         # Both are of the process, and bound what it holds beside the pixels themselves.
         "GDAL_CACHEMAX": _BLOCK_CACHE_MB,

@@ -188,9 +188,17 @@ def valid_pixels(chip: ChipArrays) -> NDArray[np.bool_]:
 def band_statistics(chip: ChipArrays) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per band over valid pixels: optical (reflectance x 10 000), then radar (dB)."""
     optical = {band: chip[group][index] for group, bands in NATIVE_GROUPS.items() for index, band in enumerate(bands)}
-    values = [optical[band][optical[band] != OPTICAL_NODATA].astype(np.float64) for band in OPTICAL_BANDS]
-    for index in range(len(RADAR_BANDS)):
-        radar = chip["radar"][index]
-        values.append(radar[radar != RADAR_NODATA].astype(np.float64) / 100.0)
-    means = [float(v.mean()) if v.size else float("nan") for v in values]
-    return means, [float(v.std()) if v.size else float("nan") for v in values]
+    moments = [_moments(optical[band], OPTICAL_NODATA, unit=1.0) for band in OPTICAL_BANDS]
+    moments += [_moments(chip["radar"][index], RADAR_NODATA, unit=100.0) for index in range(len(RADAR_BANDS))]
+    return [mean for mean, _ in moments], [deviation for _, deviation in moments]
+
+
+def _moments(pixels: NDArray[np.generic], nodata: int, *, unit: float) -> tuple[float, float]:
+    """Mean and standard deviation of whole numbers, in units of so many steps."""
+    values = pixels[pixels != nodata].astype(np.float64)
+    if not values.size:
+        return float("nan"), float("nan")
+    # Sums of whole numbers below 2 ** 53 are exact, in whatever order they are added.
+    mean = float(values.sum()) / values.size
+    variance = float(values @ values) / values.size - mean**2
+    return mean / unit, max(variance, 0.0) ** 0.5 / unit

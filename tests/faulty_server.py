@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -151,7 +152,8 @@ class FaultyServer:
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
         fault = next((fault for name, fault in self.faults.items() if name in path), None)
-        file = self.root / path.lstrip("/")
+        # A first folder with an @ makes another URL of the same file.
+        file = self.root / re.sub(r"^/@\w+", "", path).lstrip("/")
         asked = headers.get("range", "").removeprefix("bytes=")
         first, _, last = asked.partition("-")
         if fault and fault.edit is None and fault.strikes(query, int(last or 0)):
