@@ -380,15 +380,15 @@ def _first_to_break(plans: list[dict[str, Any]], limits: HostLimits) -> Iterator
     saturated = plan["archive_is_the_limit_from_nodes"]
     if saturated:
         yield (
-            f"What breaks first is at the archive: {limits.rate_per_s:g} requests per second and host, a limit that we "
-            f"set ourselves, are reached with {_nodes(saturated)}. Beyond that more nodes do not help: 100 M chips take "
-            f"{words.duration(many)}, 1 M {words.duration(million)}. Only a copy of the files nearby, or the operator's "
-            "leave for more, changes that."
+            f"What breaks first is at the archive: {limits.rate_per_s:g} requests per second and host, a limit that "
+            f"we set ourselves, are reached with {_nodes(saturated)}. Beyond that more nodes do not help: 100 M chips "
+            f"take {words.duration(many)}, 1 M {words.duration(million)}. Only a copy of the files nearby, or the "
+            "operator's leave for more, changes that."
         )
     yield (
         f"{'Next is' if saturated else 'What breaks first is'} the driver: {plan['driver_gb']:g} GB for the plan of "
-        f"100 M chips, {PLAN_BYTES:g} bytes per candidate, so that a billion candidates want {0.2 + PLAN_BYTES:.0f} GB, "
-        f"or a version for each region. Then the ledger, {plan['ledger_mb'] / 1e3:.0f} GB, which readers have to go "
+        f"100 M chips, {PLAN_BYTES:g} bytes per candidate, so that a billion candidates want {0.2 + PLAN_BYTES:.0f} "
+        f"GB, or a version for each region. Then the ledger, {plan['ledger_mb'] / 1e3:.0f} GB, which readers go "
         f"through part by part, and {_number(plan['objects'])} objects. Workers do not grow with the number of chips."
     )
 

@@ -6,24 +6,22 @@ import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
 
 import ray
-from tqdm import tqdm
 
+from jobs.support.progress import progress
 from jobs.support.settings import JobSettings, parse
 from pipeline.catalog import SearchError
 from pipeline.signing import redact
 
+__all__ = ["JobError", "connect", "log_to_stderr", "progress", "run_job"]
+
 log = logging.getLogger(__name__)
 
 J = TypeVar("J", bound=JobSettings)
-T = TypeVar("T")
-
-_LINE_EVERY_S = 10.0
 
 
 class JobError(Exception):
@@ -69,31 +67,3 @@ def connect(settings: JobSettings) -> None:
         ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", logging_level=logging.WARNING)
     resources = ray.cluster_resources()
     log.info("Ray %s: %g CPUs, %g GPUs", ray.__version__, resources.get("CPU", 0), resources.get("GPU", 0))
-
-
-def progress(items: Iterable[T], *, total: int, what: str, amount: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
-    """Pass items on and show how far it is: a bar on a terminal, else a line every ten seconds.
-
-    Args:
-        items: What to pass on.
-        total: Sum of the amounts.
-        what: Plural noun for the amounts.
-        amount: How much one item stands for.
-    """
-    if sys.stderr.isatty():
-        with tqdm(total=total, unit=f" {what}") as bar:
-            for item in items:
-                bar.update(amount(item))
-                yield item
-        return
-    start = last = time.monotonic()
-    done = 0
-    for item in items:
-        done += amount(item)
-        now = time.monotonic()
-        if now - last >= _LINE_EVERY_S or done >= total:
-            rate = done / (now - start) if now > start else 0.0
-            left = (total - done) / rate if rate else 0.0
-            log.info("%d of %d %s, %.1f/s, %.0f s left", done, total, what, rate, left)
-            last = now
-        yield item
