@@ -197,6 +197,25 @@ def test_eurosat_keeps_its_class_per_chip(shared_data: Path, tmp_path: Path) -> 
     }  # fmt: skip
 
 
+def test_official_splits_are_kept_and_other_lists_are_another_request(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists, store = tmp_path / "lists", tmp_path / "chips.zarr"
+    lists.mkdir()
+    for split, names in {"train": ["Forest_1", "Forest_2"], "val": ["Pasture_300"], "test": ["Forest_3"]}.items():
+        (lists / f"eurosat-{split}.txt").write_text("".join(f"{name}.jpg\n" for name in names))
+    version = imported("eurosat", shared_data / "eurosat-ms", store, split_lists=lists)
+    splits = {name: row["split"] for name, row in rows_by_name(version).items()}
+    assert splits == {"Forest_1": "train", "Forest_2": "train", "Pasture_300": "val", "Forest_3": "test"}
+    assert record_of(version)["results"]["splits"] == {"test": 1, "train": 2, "val": 1}
+    assert record_of(version)["results"]["not_taken"] == {"not_in_split_lists": 4}
+    again = words("eurosat", shared_data / "eurosat-ms", store, split_lists=lists.rename(tmp_path / "moved"))
+    main(parse(ImportDataset, again))
+    (tmp_path / "moved" / "eurosat-val.txt").write_text("SeaLake_3000.jpg\n")
+    assert exit_code(monkeypatch, again) == 1
+    assert "another request: split_lists" in capsys.readouterr().err
+
+
 def test_sen1floods11_keeps_its_water_per_pixel(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "sen1floods11"
     version = imported("sen1floods11", folder, tmp_path / "chips.zarr", sensors="radar", min_valid_fraction=0.999)

@@ -13,8 +13,9 @@ import xarray as xr
 from numpy.testing import assert_array_equal
 from sample_chips import make_chip
 
-from jobs.support.encoder import check_units
+from jobs.support.encoder import check_units, encode
 from jobs.support.windows import cut_windows, window_corners
+from model.croma import Croma, CromaConfig
 from model.normalisation import SSL4EO_S12
 from model.preprocessing import prepare
 from pipeline.bands import NATIVE_GROUPS
@@ -147,6 +148,20 @@ def test_what_a_sensor_would_say_is_left_at_0_where_it_is_absent() -> None:
     assert (deviations[:12] > 0).all()
     assert (means[12:] == 0).all()
     assert (deviations[12:] == 0).all()
+
+
+def test_a_model_encodes_what_a_store_of_one_sensor_has() -> None:
+    torch.manual_seed(0)
+    config = CromaConfig(
+        width=32, optical_depth=2, radar_depth=1, joint_depth=1, heads=2, decoder_width=16, decoder_heads=2
+    )
+    croma = Croma(config).eval()
+    chip = make_chip(1, FINE)
+    both = encode(croma, SSL4EO_S12, {name: pixels[np.newaxis] for name, pixels in chip.items()})
+    radar = encode(croma, SSL4EO_S12, {"radar": chip["radar"][np.newaxis]})
+    assert radar.keys() == {"radar_encodings", "radar_embedding"}
+    for name, values in radar.items():
+        np.testing.assert_allclose(values, both[name], atol=1e-5)
 
 
 def test_units_are_checked_of_the_sensors_that_are_there() -> None:

@@ -56,7 +56,7 @@ def find_windows(store: Store, version: Version, *, label: str, window_px: int, 
     if not chips.num_rows:
         raise JobError(f"{version.name} has no chips in train, val or test")
     array, known = f"label_{label}", sorted(store.layout.labels[label])
-    corners = window_corners(store.layout.side_px, window_px)
+    corners = window_corners(store.layout.side_px, window_px, step_px=store.layout.window_step_px)
     labelled = chips_of(store.url, chips["row"].to_numpy(), arrays=[array], batch_size=_CHIPS_PER_BLOCK).map_batches(
         partial(label_windows, label=array, known=known, corners=corners, window_px=window_px),
         batch_format="numpy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -99,9 +100,10 @@ class ImportSettings(JobSettings):
 
     @property
     def request(self) -> dict[str, Any]:
-        """What decides the content; the folder may be moved, and the rest may differ between runs that complete it."""
+        """What decides the content; folders may be moved, and the rest may differ between runs that complete it."""
         elsewhere = {*JobSettings.model_fields, "folder", "store", "split_lists", "max_failed_fraction"}
-        return self.model_dump(mode="json", exclude=elsewhere)
+        lists = None if self.split_lists is None else _digest(Path(self.split_lists))
+        return {**self.model_dump(mode="json", exclude=elsewhere), "split_lists": lists}
 
     @property
     def layout(self) -> Layout:
@@ -226,3 +228,11 @@ def _summary(version: Version) -> dict[str, Any]:
     not_taken = Counter(version.rejections()["reason"].to_pylist())
     splits = Counter(chips.filter(pc.equal(chips["status"], WRITTEN))["split"].to_pylist())
     return {**ledger(chips), "not_taken": dict(not_taken), "splits": dict(sorted(splits.items()))}
+
+
+def _digest(folder: Path) -> str:
+    """Of the lists in a folder; of none, where it is not there, which finding samples will say."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.glob("*") if path.suffix in (".csv", ".txt")):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()

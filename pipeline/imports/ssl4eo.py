@@ -2,10 +2,10 @@
 
 The two sensors, and the bands of 10, 20 and 60 m, were each cut out of their own UTM grid around the place's centre.
 Their headers were made afterwards, by stretching the place's box in degrees over the pixels of each file: they put
-radar pixels 2 to 4 px from where they are, with an error that changes across the chip. So pixels are taken as they
-lie, row by row and column by column, as the dataset's own loader stacks them: on the sample the sensors then agree
-within 1.7 px everywhere, and nothing is resampled. Bands of 60 m lie up to some 4 px of 10 m off the others in this
-release; that is kept, as the model's authors trained on it.
+radar pixels 3 to 5 px from where they are, with an error that changes across the chip. So pixels are taken as they
+lie, row by row and column by column, as the dataset's own loader stacks them: on real chips the sensors then agree
+within 2 px everywhere, and nothing is resampled. Bands of 60 m lie off the others in this release, by 4 to 5 px of
+10 m on the same chips; that is kept as it is, and as CROMA was trained on it.
 """
 
 from __future__ import annotations
