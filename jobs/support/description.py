@@ -157,7 +157,7 @@ def describe_row(version: Version, row: int) -> dict[str, Any]:
         shard = row // layout.shard_chips
         planned = _only(each.manifest_of(shard), row)
         if planned is None:
-            raise StoreError(f"{each.name}: row {row} was left empty when the plan was made: units stay in one shard")
+            break
         ledger = _only(each.chips_of(shard), row)
         crs, transform = georeferences(pa.Table.from_pylist([planned]).select(place_columns(layout)), layout)
         centre = centres(footprints(crs, transform, side_px=layout.side_px))[0]
@@ -172,6 +172,11 @@ def describe_row(version: Version, row: int) -> dict[str, Any]:
             **_json(ledger or {"status": "not built yet"}),
         }
     ends = [each.plan["end_row"] for each in version.versions() if each.plan]
+    if row < max(ends):
+        raise StoreError(
+            f"{version.name}: row {row} was left empty by the plan: what is read together stays in one shard, and "
+            "every version begins a new one"
+        )
     raise StoreError(f"{version.name} has no row {row}: its rows end at {max(ends) - 1}")
 
 
