@@ -58,47 +58,43 @@ def write_tif(
 def optical_item(
     folder: Path, *, epsg: int, left: int, top: int, side_px: int, offset_dn: int = 0, name: str = "S2"
 ) -> Item:
-    """A scene of `side_px` 10 m pixels with all bands at native resolution and a clear classification."""
+    """A scene of `side_px` 10 m pixels with all bands at native resolution and a clear classification, written."""
+    item = placed_optical_item(folder, epsg=epsg, left=left, top=top, side_px=side_px, offset_dn=offset_dn, name=name)
     folder.mkdir(parents=True, exist_ok=True)
-    assets = {}
     for group, bands in NATIVE_GROUPS.items():
         pixel = RESOLUTION_M[group]
         for number, band in enumerate(bands):
             count = side_px * 10 // pixel
-            assets[band] = str(folder / f"{name}_{band}.tif")
             values = distinct(count, count, start=1000 * number + pixel)
-            write_tif(Path(assets[band]), values, epsg=epsg, left=left, top=top, pixel_m=pixel, nodata=0)
-    assets["SCL"] = str(folder / f"{name}_SCL.tif")
-    write_tif(
-        Path(assets["SCL"]),
-        np.full((side_px // 2,) * 2, 4, np.uint8),
-        epsg=epsg,
-        left=left,
-        top=top,
-        pixel_m=20,
-        nodata=0,
-    )
-    return _item(
-        "optical",
-        name,
-        epsg,
-        left,
-        top,
-        side_px,
-        assets,
-        offset_dn=offset_dn,
-        baseline="04.00" if offset_dn else "03.01",
-    )
+            write_tif(Path(item.assets[band]), values, epsg=epsg, left=left, top=top, pixel_m=pixel, nodata=0)
+    clear = np.full((side_px // 2,) * 2, 4, np.uint8)
+    write_tif(Path(item.assets["SCL"]), clear, epsg=epsg, left=left, top=top, pixel_m=20, nodata=0)
+    return item
+
+
+def placed_optical_item(
+    folder: Path, *, epsg: int, left: int, top: int, side_px: int, offset_dn: int = 0, name: str = "S2"
+) -> Item:
+    """The item of `optical_item`, without its files."""
+    bands = [*(band for bands in NATIVE_GROUPS.values() for band in bands), "SCL"]
+    assets = {band: str(folder / f"{name}_{band}.tif") for band in bands}
+    baseline = "04.00" if offset_dn else "03.01"
+    return _item("optical", name, epsg, left, top, side_px, assets, offset_dn=offset_dn, baseline=baseline)
 
 
 def radar_item(folder: Path, *, epsg: int, left: int, top: int, side_px: int, name: str = "S1") -> Item:
-    """A scene of linear gamma0 that falls from pixel to pixel."""
+    """A scene of linear gamma0 that falls from pixel to pixel, written."""
+    item = placed_radar_item(folder, epsg=epsg, left=left, top=top, side_px=side_px, name=name)
     folder.mkdir(parents=True, exist_ok=True)
-    assets = {}
     for number, band in enumerate(RADAR_BANDS):
-        assets[band] = str(folder / f"{name}_{band}.tif")
         values = (distinct(side_px, side_px, start=500 * number).astype(np.float32) / 1e5).astype(np.float32)
-        write_tif(Path(assets[band]), values, epsg=epsg, left=left, top=top, pixel_m=10, nodata=-32768)
+        write_tif(Path(item.assets[band]), values, epsg=epsg, left=left, top=top, pixel_m=10, nodata=-32768)
+    return item
+
+
+def placed_radar_item(folder: Path, *, epsg: int, left: int, top: int, side_px: int, name: str = "S1") -> Item:
+    """The item of `radar_item`, without its files."""
+    assets = {band: str(folder / f"{name}_{band}.tif") for band in RADAR_BANDS}
     return _item("radar", name, epsg, left, top, side_px, assets, datetime=MOMENT + timedelta(hours=5))
 
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+from hypothesis import given
+from hypothesis import strategies as st
 from rasterio.windows import from_bounds
 
 from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS
-from pipeline.chips import Recipe
-from pipeline.grid import Cell
+from pipeline.chips import Recipe, build_unit, reading_groups
+from pipeline.grid import Cell, cells_bounds
 from pipeline.ingest import build_shard
 from pipeline.manifest import items_table, plan_rows, rejections_table
 from pipeline.pairing import PairRules, acquisitions, pair_cells
+from pipeline.reader import ReaderName
 from pipeline.screening import ScreenRules
 from pipeline.splits import SplitRules
 from pipeline.store import Layout, Store
 from pipeline.types import Item
 from pipeline.versions import Version, begin
-from tests.distinct_scenes import optical_item, radar_item, write_tif
+from tests.distinct_scenes import optical_item, placed_optical_item, placed_radar_item, radar_item, write_tif
 
 SIDE_PX = 12
 SIDE_M = 120
@@ -72,9 +78,12 @@ def built(url: Path, place: dict[str, int], items: tuple[Item, Item], recipe: Re
 
 @pytest.mark.parametrize("place", [NORTH, SOUTH], ids=["north", "south"])
 @pytest.mark.parametrize("offset", [0, 1000])
-def test_the_store_holds_the_scenes_own_pixels(place: dict[str, int], offset: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", ["window", "stackstac"])
+def test_the_store_holds_the_scenes_own_pixels(
+    place: dict[str, int], offset: int, reader: ReaderName, tmp_path: Path
+) -> None:
     items = scene(tmp_path / "scenes", place, offset)
-    version = built(tmp_path / "store.zarr", place, items)
+    version = built(tmp_path / "store.zarr", place, items, replace(RECIPE, reader=reader))
     store = Store.open(version.url)
     table = version.chips().to_pylist()
     assert [row["status"] for row in table] == ["written"] * 16
@@ -169,3 +178,110 @@ def write_corrupt_corner(path: Path) -> None:
         file.write(values, 1)
     content = path.read_bytes()
     path.write_bytes(content[:-200] + b"\xff" * 200)
+
+
+def block(side: int) -> dict[int, Cell]:
+    """The cells of a whole block at full size, numbered from north-west."""
+    return {
+        r * side + c: Cell(epsg=32633, column=120 + c, row=2007 - r, side_m=2640)
+        for r in range(side)
+        for c in range(side)
+    }
+
+
+def test_a_full_block_is_read_together_and_a_sparse_one_in_parts() -> None:
+    cells = block(8)
+    assert reading_groups(cells) == [list(cells)]
+    corners = {number: cells[number] for number in (0, 63)}
+    assert reading_groups(corners) == [[0], [63]]
+    half = {number: cell for number, cell in cells.items() if number % 8 < 4}
+    assert sorted(number for group in reading_groups(half) for number in group) == sorted(half)
+
+
+@given(st.sets(st.integers(0, 63), min_size=1))
+def test_groups_hold_every_cell_once_and_never_cost_more_than_the_block(numbers: set[int]) -> None:
+    cells = {number: cell for number, cell in block(8).items() if number in numbers}
+    groups = reading_groups(cells)
+    assert sorted(number for group in groups for number in group) == sorted(numbers)
+    assert len(groups) <= 4
+
+    def area(group: Iterable[int]) -> float:
+        left, bottom, right, top = cells_bounds(cells[number] for number in group)
+        return (right - left + 5120) * (top - bottom + 5120)
+
+    assert sum(map(area, groups)) <= area(cells)
+
+
+@pytest.mark.parametrize("reader", ["window", "stackstac"])
+def test_a_sparse_block_gives_the_same_chips_as_a_full_one(reader: ReaderName, tmp_path: Path) -> None:
+    place = {"epsg": 32633, "left": 300_000, "top": 5_400_000}
+    side_m, side = 600, 8
+    items = {
+        item.id: item
+        for item in (
+            optical_item(tmp_path, **place, side_px=side * side_m // 10),
+            radar_item(tmp_path, **place, side_px=side * side_m // 10),
+        )
+    }
+    rows = [
+        {
+            "row": number,
+            "cell": Cell(epsg=32633, column=500 + number % 8, row=8999 - number // 8, side_m=side_m).id,
+            "pair": "pair",
+            "unit": "unit",
+            "split": "train",
+            "optical_items": ["S2"],
+            "radar_items": ["S1"],
+        }
+        for number in range(64)
+    ]
+    recipe = replace(RECIPE, side_m=side_m, reader=reader)
+    full, _ = build_unit(rows, items, recipe)
+    sparse, ledger = build_unit([rows[0], rows[9], rows[63]], items, recipe)
+    assert [row["status"] for row in ledger] == ["written"] * 3
+    assert sorted(full) == list(range(64))
+    for number, chip in sparse.items():
+        assert all((chip[name] == full[number][name]).all() for name in chip)
+
+
+@pytest.mark.slow
+def test_memory_for_a_block_of_full_chips_is_bounded(tmp_path: Path) -> None:
+    place = {"epsg": 32633, "left": 300_960, "top": 5_401_440}
+    optical_item(tmp_path, **place, side_px=2124)
+    radar_item(tmp_path, **place, side_px=2124)
+    script = f"""
+from pathlib import Path
+from tests.test_chips import peak_of_a_block
+print(peak_of_a_block(Path({str(tmp_path)!r})))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    before, after = (float(number) for number in ran.stdout.split())
+    chips_mb = 64 * 1.09  # of stored pixels
+    assert after - before < 5 * chips_mb
+
+
+def peak_of_a_block(folder: Path) -> str:
+    """Highest resident memory before and after making 8 x 8 chips of 264 px, in MB."""
+    place = {"epsg": 32633, "left": 300_960, "top": 5_401_440, "side_px": 2124}
+    items = {"S2": placed_optical_item(folder, **place), "S1": placed_radar_item(folder, **place)}
+    rows = [
+        {
+            "row": number,
+            "cell": Cell(epsg=32633, column=114 + number % 8, row=2045 - number // 8, side_m=2640).id,
+            "pair": "pair",
+            "unit": "unit",
+            "split": "train",
+            "optical_items": ["S2"],
+            "radar_items": ["S1"],
+        }
+        for number in range(64)
+    ]
+    before = highest_rss_mb()
+    chips, _ = build_unit(rows, items, replace(RECIPE, side_m=2640))
+    assert len(chips) == 64
+    return f"{before} {highest_rss_mb()}"
+
+
+def highest_rss_mb() -> float:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6

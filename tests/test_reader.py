@@ -181,3 +181,90 @@ def test_errors_hold_no_signature(reader: Reader, tmp_path: Path) -> None:
         reader.classes(look("optical", signed), inner(NORTH))
     assert "SECRET" not in str(failed.value)
     assert failed.value.__cause__ is None
+
+
+def both(sensor: Sensor, item: Item, window: Window) -> tuple[ChipArrays, ChipArrays]:
+    """What the two readers make of an item over a window."""
+    names: tuple[ReaderName, ReaderName] = ("window", "stackstac")
+    first, second = (reader_named(name, DirectAccess()).pixels([look(sensor, item)], [window]) for name in names)
+    assert first.flags == second.flags
+    return first.arrays[0], second.arrays[0]
+
+
+def in_the_next_zone(item: Item, side_m: int = 480) -> Window:
+    """A window of zone 32 in the middle of an item of zone 33."""
+    from pyproj import Transformer
+
+    with rasterio.open(next(iter(item.assets.values()))) as file:
+        left, bottom, right, top = file.bounds
+    x, y = Transformer.from_crs(32633, 32632, always_xy=True).transform((left + right) / 2, (bottom + top) / 2)
+    west, north = round(x / 60) * 60 - side_m // 2, round(y / 60) * 60 + side_m // 2
+    return Window(epsg=32632, bounds=(west, north - side_m, west + side_m, north))
+
+
+@pytest.mark.parametrize("nodata", [0, None], ids=["tagged", "untagged"])
+def test_readers_agree_in_another_zone_and_mix_nothing_with_no_data(nodata: int | None, tmp_path: Path) -> None:
+    item = optical_item(tmp_path, epsg=32633, left=280_020, top=5_400_000, side_px=SIDE_PX)
+    for band, href in item.assets.items():
+        pixel_m = RESOLUTION_M["scl" if band == "SCL" else next(g for g, b in NATIVE_GROUPS.items() if band in b)]
+        values = np.full((SIDE_PX * 10 // pixel_m,) * 2, 2000 if band != "SCL" else 4)
+        values[:, : values.shape[1] // 2] = 0
+        place = {"epsg": 32633, "left": 280_020, "top": 5_400_000, "pixel_m": pixel_m}
+        write_tif(Path(href), values.astype(np.uint8 if band == "SCL" else np.uint16), **place, nodata=nodata)
+    window, stack = both("optical", item, in_the_next_zone(item))
+    for group in NATIVE_GROUPS:
+        assert (window[group] == stack[group]).all(), group
+        assert set(np.unique(window[group])) == {0, 2000}, group
+
+
+@pytest.mark.parametrize("shift_m", [0, 2, 5, 8])
+@pytest.mark.parametrize("nodata", [-32768, float("nan"), None], ids=["tagged", "NaN", "untagged"])
+def test_readers_agree_on_radar_on_any_grid(shift_m: int, nodata: float | None, tmp_path: Path) -> None:
+    place = {"epsg": 32633, "left": NORTH["left"] + shift_m, "top": NORTH["top"] - shift_m}
+    item = radar_item(tmp_path, **place, side_px=SIDE_PX)
+    for band in RADAR_BANDS:
+        with rasterio.open(item.assets[band]) as file:
+            gamma0 = file.read(1)
+        gamma0[40:50, :30] = np.nan if nodata is None or nodata != nodata else nodata
+        if nodata is None:
+            gamma0[60:65, :30] = -32768
+        write_tif(Path(item.assets[band]), gamma0, **place, pixel_m=10, nodata=nodata)
+    window, stack = both("radar", item, inner(NORTH))
+    assert (window["radar"] == stack["radar"]).all()
+    valid = window["radar"] != -32768
+    assert not valid.all()
+    assert valid.mean() > 0.8
+    assert window["radar"][valid].min() > -4500  # nothing of -32768 in any mean
+
+
+def test_a_grid_half_a_pixel_off_is_read_without_a_shift(tmp_path: Path, reader: Reader) -> None:
+    place = {"epsg": 32633, "left": NORTH["left"] + 5, "top": NORTH["top"] - 5}
+    item = radar_item(tmp_path, **place, side_px=SIDE_PX)
+    ramp = np.broadcast_to(np.arange(SIDE_PX, dtype=np.float32) / 100 + 0.5, (SIDE_PX, SIDE_PX)).copy()
+    for band in RADAR_BANDS:
+        write_tif(Path(item.assets[band]), ramp, **place, pixel_m=10, nodata=-32768)
+    window = inner(NORTH)
+    gamma0 = 10 ** (radar(reader, window, item)[0] / 1000)
+    centres = window.bounds[0] + 5 + 10 * np.arange(gamma0.shape[1])
+    assert np.abs(gamma0 - (((centres - place["left"]) / 10 - 0.5) / 100 + 0.5)).max() < 0.002
+
+
+def test_several_windows_are_read_as_one_by_one(tmp_path: Path, reader: Reader) -> None:
+    item = optical_item(tmp_path, **NORTH, side_px=SIDE_PX)
+    windows = [inner(NORTH, edge_m=edge, side_m=240) for edge in (60, 360)]
+    together = reader.pixels([look("optical", item)], windows).arrays
+    for window, arrays in zip(windows, together, strict=True):
+        alone = optical(reader, window, item)
+        assert all((alone[group] == arrays[group]).all() for group in NATIVE_GROUPS)
+
+
+def test_settings_hold_in_every_thread_that_reads(tmp_path: Path, reader: Reader) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    # A sidecar that GDAL would take the wrong georeference from, were it to look around.
+    item = optical_item(tmp_path, **NORTH, side_px=SIDE_PX)
+    path = Path(item.assets["B02"])
+    path.with_suffix(".tif.aux.xml").write_text("<PAMDataset><GeoTransform>1,10,0,2,0,-10</GeoTransform></PAMDataset>")
+    with ThreadPoolExecutor(1) as other:
+        pixels = other.submit(optical, reader, inner(NORTH), item).result()["b10"][0]
+    assert (pixels == rasterio_reads(item.assets["B03"], inner(NORTH)) - 1000).all()
