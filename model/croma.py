@@ -157,16 +157,16 @@ class Croma(nn.Module):
 
     def grid(self, optical: Tensor | None, radar: Tensor | None) -> tuple[int, int, torch.device]:
         """Rows and columns of patches, and the device; raises ValueError where the images do not fit."""
-        sizes = set()
+        found: list[tuple[int, int, torch.device]] = []
         for name, image, channels in (("optical", optical, OPTICAL_CHANNELS), ("radar", radar, RADAR_CHANNELS)):
             if image is None:
                 continue
             if image.dim() != 4 or image.shape[1] != channels:
                 raise ValueError(f"{name} must be (B, {channels}, H, W), got {tuple(image.shape)}")
-            sizes.add((image.shape[2], image.shape[3], image.device))
-        if len(sizes) != 1:
-            raise ValueError(f"optical and radar must be of one size, on one device: got {sizes or 'neither'}")
-        height, width, device = sizes.pop()
+            found.append((image.shape[2], image.shape[3], image.device))
+        if not found or found[0] != found[-1]:
+            raise ValueError(f"optical and radar must be of one size, on one device: got {found or 'neither'}")
+        height, width, device = found[0]
         if height % self.config.patch_px or width % self.config.patch_px:
             raise ValueError(f"{height} x {width} px is not a multiple of the patch, {self.config.patch_px} px")
         return height // self.config.patch_px, width // self.config.patch_px, device

@@ -28,17 +28,22 @@ def draw_masks(keys: Tensor, num_patches: int, *, mask_fraction: float = 0.75, s
     Args:
         keys: (B,) int64 from `model.randomness.sample_keys`.
         num_patches: N of the grid.
-        mask_fraction: Share of the patches to hide, in [0, 1); the number kept is rounded down, as in the reference.
+        mask_fraction: Share of the patches to hide, in [0, 1).
         shared: Hide the same patches of both sensors.
 
     Raises:
         ValueError: When no patch would be kept.
     """
-    num_kept = int(num_patches * (1 - mask_fraction))
-    if not 0 < num_kept <= num_patches:
-        raise ValueError(f"mask_fraction={mask_fraction} keeps {num_kept} of {num_patches} patches")
-    optical = _keep(keys, num_patches, num_kept, OPTICAL_STREAM)
-    return Masks(optical, optical if shared else _keep(keys, num_patches, num_kept, RADAR_STREAM))
+    kept = num_kept(num_patches, mask_fraction)
+    if not 0 < kept <= num_patches:
+        raise ValueError(f"mask_fraction={mask_fraction} keeps {kept} of {num_patches} patches")
+    optical = _keep(keys, num_patches, kept, OPTICAL_STREAM)
+    return Masks(optical, optical if shared else _keep(keys, num_patches, kept, RADAR_STREAM))
+
+
+def num_kept(num_patches: int, mask_fraction: float) -> int:
+    """K of N patches, rounded down, as in the reference."""
+    return int(num_patches * (1 - mask_fraction))
 
 
 def removed(kept: Tensor, num_patches: int) -> Tensor:
@@ -47,6 +52,6 @@ def removed(kept: Tensor, num_patches: int) -> Tensor:
     return hidden.scatter(1, kept, torch.zeros_like(kept, dtype=torch.bool))
 
 
-def _keep(keys: Tensor, num_patches: int, num_kept: int, stream: int) -> Tensor:
+def _keep(keys: Tensor, num_patches: int, kept: int, stream: int) -> Tensor:
     """Keys (B,) -> (B, K): the first K of a random order of the patches."""
-    return draw(keys, num_patches, stream=stream).argsort(dim=1)[:, :num_kept].sort(dim=1).values
+    return draw(keys, num_patches, stream=stream).argsort(dim=1)[:, :kept].sort(dim=1).values

@@ -10,8 +10,8 @@ import dataclasses
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
-from typing import Any, BinaryIO, Final
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, Final, TypeVar
 
 import safetensors.torch
 import torch
@@ -23,6 +23,8 @@ from model.normalisation import Normalisation
 
 FORMAT: Final = "twinlook-croma"
 VERSION: Final = 1
+
+_Model = TypeVar("_Model", Croma, CromaPretraining)
 
 _PRETRAINING_PREFIX: Final = "croma."
 _TENSOR_PARTS: Final = ("model", "pretraining")
@@ -98,7 +100,8 @@ def load(file: BinaryIO) -> dict[str, Any]:
 
 def restore(checkpoint: Mapping[str, Any]) -> tuple[Croma, Normalisation]:
     """The encoders of a checkpoint, in evaluation mode, and their normalisation; ValueError where keys differ."""
-    croma = Croma(_config(checkpoint))
+    config = _config(checkpoint)
+    croma = without_weights(lambda: Croma(config))
     load_weights(croma, checkpoint["model"])
     return croma.eval(), Normalisation.from_dict(checkpoint["normalisation"])
 
@@ -107,10 +110,18 @@ def restore_pretraining(checkpoint: Mapping[str, Any]) -> tuple[CromaPretraining
     """The whole pretraining model of a checkpoint; raises ValueError where there are only encoders or keys differ."""
     if checkpoint["pretraining"] is None:
         raise ValueError("this checkpoint holds the encoders alone: pretraining cannot go on from it")
-    model = CromaPretraining(_config(checkpoint), Objective(**checkpoint["objective"]))
+    config, objective = _config(checkpoint), Objective(**checkpoint["objective"])
+    model = without_weights(lambda: CromaPretraining(config, objective))
     encoders = {_PRETRAINING_PREFIX + key: value for key, value in checkpoint["model"].items()}
     load_weights(model, {**encoders, **checkpoint["pretraining"]})
     return model, Normalisation.from_dict(checkpoint["normalisation"])
+
+
+def without_weights(build: Callable[[], _Model]) -> _Model:
+    """A model whose weights are yet to be loaded: drawing large ones at random takes seconds."""
+    with torch.device("meta"):
+        model = build()
+    return model.to_empty(device="cpu")
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.alibi import grid_bias
 from model.croma import Croma, CromaConfig, CromaPretraining, Objective
 from model.decoder import sine_cosine_positions
-from model.pretrained import load_weights
+from model.pretrained import load_weights, without_weights
 
 HEADS: Final = 16
 """Of both released sizes; weights do not tell."""
@@ -106,7 +106,7 @@ def from_released(released: Mapping[str, Mapping[str, Tensor]], *, heads: int = 
         raise ValueError(f"a released checkpoint holds {expected}: {', '.join(missing)} is missing")
     flat = {f"{part}.{key}": tensor for part in _RELEASED_PARTS.values() for key, tensor in released[part].items()}
     sizes = _sizes(flat, _RELEASED_PARTS)
-    croma = Croma(CromaConfig(**sizes, heads=heads))
+    croma = without_weights(lambda: Croma(CromaConfig(**sizes, heads=heads)))
     ours = {".".join(released_name(name)): name for name in croma.state_dict()}
     load_weights(croma, {ours.get(key, key): tensor for key, tensor in flat.items()})
     return croma.eval()
@@ -173,7 +173,7 @@ def from_reference_pretraining(
         decoder_depth=_depth(state, "decoder."),
         decoder_heads=decoder_heads,
     )
-    model = CromaPretraining(config, objective)
+    model = without_weights(lambda: CromaPretraining(config, objective))
     ours = {reference_name(name): name for name in model.state_dict()}
     # Its table is fixed, and computed here for any grid.
     weights = {ours.get(key, key): tensor for key, tensor in state.items() if key != _REFERENCE_POSITIONS}

@@ -12,10 +12,11 @@ from torch import distributed, multiprocessing
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from model.croma import CromaConfig, CromaPretraining, Objective
+from model.croma import REFERENCE_OBJECTIVE, CromaConfig, CromaPretraining, Objective
 from model.losses import Projections, info_nce, num_ranks, patch_targets, reconstruction_loss
 from model.masking import draw_masks
 from model.randomness import sample_keys
+from tests import plain_croma
 
 SMALL = CromaConfig(width=16, optical_depth=1, radar_depth=1, joint_depth=1, heads=2, decoder_width=16, decoder_heads=2)
 BATCH = 8
@@ -99,6 +100,29 @@ def test_targets_of_each_sensor_alone_are_a_named_option() -> None:
         hidden = np.ones((BATCH, 16), dtype=bool)
         np.put_along_axis(hidden, mask.numpy(), False, axis=1)
         assert loss.item() == pytest.approx(error[hidden].mean(), rel=1e-5)
+
+
+def test_the_reference_objective_gives_its_losses_and_gradients() -> None:
+    """Of the step as the reference's code reads; `plain_croma` stands in for that code."""
+    torch.manual_seed(0)
+    config = CromaConfig(
+        width=32, optical_depth=2, radar_depth=1, joint_depth=2, heads=4, decoder_width=32, decoder_heads=2
+    )
+    model = CromaPretraining(config, REFERENCE_OBJECTIVE)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    optical, radar, keys = whole_batch()
+    masks = draw_masks(keys, 16)
+    results = []
+    for values in (plain_croma.losses(model, optical, radar, masks), model(optical, radar, masks)[1:4]):
+        model.zero_grad()
+        sum(values).backward()
+        results.append([*values, *(parameter.grad for parameter in model.parameters())])
+    for (name, _), one, other in zip(
+        [("contrastive", None), ("optical", None), ("radar", None), *model.named_parameters()], *results, strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("absent", ["contrastive", "reconstruction"])
