@@ -24,6 +24,7 @@ from pipeline.grid import Cell, cell_at
 from pipeline.layout import Layout
 from pipeline.manifest import ITEMS_SCHEMA, LOOKS_SCHEMA, MANIFEST_SCHEMA, REJECTIONS_SCHEMA, ROWS_SCHEMA
 from pipeline.objects import Objects
+from pipeline.statistics import BandStatistics
 from pipeline.store import Store
 from pipeline.types import ChipArrays
 from pipeline.versions import Version, begin
@@ -109,6 +110,36 @@ def test_means_and_deviations_are_those_of_all_pixels(tmp_path: Path) -> None:
         assert found[band]["mean"] == pytest.approx(pixels.mean(), rel=2e-3)
         assert found[band]["std"] == pytest.approx(pixels.std(), rel=2e-3)
         assert sum(found[band]["histogram"]["series"]["chips"]) == len(chips)
+
+
+def test_where_pixels_were_counted_their_histograms_are_shown(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path / "chips.zarr"), LAYOUT)
+    version = begin(store.url, {})
+    manifest = pa.Table.from_pylist([manifest_row(row) for row in range(6)], schema=MANIFEST_SCHEMA)
+    version.write_plan(ITEMS_SCHEMA.empty_table(), REJECTIONS_SCHEMA.empty_table(), [manifest])
+    for shard in version.shards():
+        rows = version.manifest_of(shard, columns=FROM_MANIFEST).to_pylist()
+        hashes = store.write_shard(shard, [(row["row"], make_chip(row["row"])) for row in rows])
+        counted = BandStatistics()
+        for row in rows:
+            counted.add(make_chip(row["row"]))
+        fates = [{**row, "status": "written", "sha256": hashes[row["row"]]} for row in rows]
+        version.write_part(shard, chip_table(fates), statistics=counted)
+    version.seal()
+    found = {band["band"]: band for band in dataset_facts(version).counts["bands"]}
+    pixels = np.concatenate([make_chip(row)["b20"][4].ravel() for row in range(6)]).astype(float)
+    pixels = pixels[pixels > 0]
+    assert found["B11"]["mean"] == pytest.approx(pixels.mean(), abs=1e-3)
+    assert found["B11"]["std"] == pytest.approx(pixels.std(), abs=1e-3)
+    for name, value in found["B11"]["percentiles"].items():
+        assert value == pytest.approx(np.percentile(pixels, float(name)), abs=17)
+    histogram = found["B11"]["histogram"]
+    assert found["B11"]["histogram_of"] == "pixels"
+    assert sum(histogram["series"]["pixels"]) > 0.97 * len(pixels)
+    assert len(histogram["edges"]) <= 42
+    page = dataset_page(version, gallery=0)
+    assert '<th class="n">98 %</th>' in page
+    assert '<th class="n">2 %</th>' in page
 
 
 def test_the_page_says_it_all_and_fetches_nothing(tmp_path: Path) -> None:

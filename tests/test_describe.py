@@ -130,7 +130,7 @@ def test_a_picture_shows_every_view_of_the_chip(
     # Four views side by side: true colour, radar, scene classes and the label.
     assert picture.shape[1] > 1500
     assert picture.shape[0] < picture.shape[1]
-    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 100
+    assert len(np.unique(picture[::7, ::7].reshape(-1, picture.shape[2]), axis=0)) > 100
     with pytest.raises(StoreError, match=r"row 1 has no pixels to show: .*rejected: too much cloud"):
         row_picture(version, describe_row(version, 1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -124,7 +123,7 @@ def dataset_facts(version: Version, *, samples: int = 12, seed: int = 0) -> Data
     for batch in ledger_rows(version, manifest=columns, chips=_CHIPS):
         tally.add(batch)
     corners, asked, chips = tally.places.merged()
-    statistics = _statistics(version.versions())
+    statistics = version.all_statistics()
     counts = {
         "store": version.url,
         "version": version.number,
@@ -452,17 +451,6 @@ def _extent(corners: NDArray[np.float64]) -> dict[str, Any]:
     middle = centres(corners)
     low, high = middle.min(axis=0), middle.max(axis=0)
     return {"bbox": [round(float(x), 4) for x in (*low, *high)]}
-
-
-def _statistics(versions: Iterable[Version]) -> BandStatistics | None:
-    """Of the pixels of all versions; None where one of them has none."""
-    total = BandStatistics()
-    for version in versions:
-        content = version.statistics()
-        if content is None:
-            return None
-        total.merge(BandStatistics.from_json(json.dumps(content)))
-    return total if total.chips else None
 
 
 def _pixel_bands(statistics: BandStatistics) -> list[dict[str, Any]]:

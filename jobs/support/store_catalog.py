@@ -37,7 +37,7 @@ COLLECTION: Final = "collection.json"
 FOLDER: Final = "stac"
 STAC_VERSION: Final = "1.1.0"
 
-_ROWS_PER_FILE: Final = 1 << 18
+_ROWS_PER_FILE: Final = 1 << 17
 _ROWS_PER_GROUP: Final = 10_000
 """Few enough that a box around a town skips most of a file."""
 
