@@ -121,20 +121,22 @@ class Catalog:
         interval = (period[0], period[1] - timedelta(microseconds=1)) if period else None
         during = "" if period is None else f", {period[0]:%Y-%m-%d}/{period[1]:%Y-%m-%d}"
         with _search_errors(f"searching {collection} at {self.url} (bbox {','.join(map(str, bounds))}{during})"):
+            requests = _Requests(access, patience or Patience())
+            search = ItemSearch(
+                self.search_url,
+                method="POST" if self.posts else "GET",
+                stac_io=requests,
+                collections=[collection],
+                bbox=bounds,
+                datetime=interval,
+                limit=_PAGE_SIZE,
+                fields=fields if fields and self.selects_fields else None,
+            )
             for restarts_left in reversed(range(_RESTARTS + 1)):
-                search = ItemSearch(
-                    self.search_url,
-                    method="POST" if self.posts else "GET",
-                    max_items=None,
-                    stac_io=_Requests(access, patience or Patience()),
-                    collections=[collection],
-                    bbox=bounds,
-                    datetime=interval,
-                    limit=_PAGE_SIZE,
-                    fields=fields if fields and self.selects_fields else None,
-                )
+                # Not the search's own pages, which end at the first empty one.
+                pages = requests.get_pages(search.url, search.method, search.get_parameters())
                 try:
-                    return [feature for page in search.pages_as_dicts() for feature in page["features"]]
+                    return [feature for page in pages for feature in page["features"]]
                 except _PagingError as error:
                     if not restarts_left:
                         raise

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from queue import SimpleQueue
 from typing import Any
 
 import ray
 from ray.data import DataContext
 from shapely.geometry.base import BaseGeometry
 
-from pipeline.access import host_of
+from pipeline.access import Access, HostUnavailable, host_of
 from pipeline.archives import Archive
 from pipeline.broker import AccessSpec, access_for
 from pipeline.catalog import Catalog, Patience, SearchError, collection_of, require_collection, search_piece
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 FEW_PIECES = 32
 """Up to so many are asked for from this process, without Ray."""
 
+_MOST_THREADS = 8
 _ENOUGH_FAILURES = 3
 _CPUS_PER_TASK = 0.1
 
@@ -63,9 +66,8 @@ class _Search:
     patience: Patience
     catalog: Catalog = field(repr=False)
 
-    def ask(self, piece: Piece, cache: Objects | None) -> Answer:
+    def ask(self, piece: Piece, cache: Objects | None, access: Access) -> Answer:
         """Ask for one piece, and keep the answer."""
-        access = access_for(self.access_spec)
         searched_at = utc_now()
         features = search_piece(self.catalog, self.archive, self.sensor, piece, access, self.patience)
         answer = Answer(searched_at=searched_at, features=features)
@@ -172,17 +174,56 @@ def _asked(search: _Search, pieces: list[Piece], cache: Objects | None) -> Itera
 
 
 def _asked_by_threads(search: _Search, pieces: list[Piece], cache: Objects | None) -> Iterator[tuple[Piece, Answer]]:
-    pool = ThreadPoolExecutor(min(search.archive.api_limits.turns, len(pieces)))
-    try:
-        asked = {pool.submit(search.ask, piece, cache): piece for piece in pieces}
-        for done, future in enumerate(as_completed(asked)):
+    access = _Stoppable(access_for(search.access_spec))
+    todo, answered = iter(pieces), SimpleQueue[tuple[Piece, Answer | Exception]]()
+    taking = threading.Lock()
+
+    def work() -> None:
+        while (piece := _next(todo, taking)) is not None and not access.stopped.is_set():
             try:
-                answer = future.result()
-            except SearchError as error:
-                raise _stopped(error, done, len(pieces), cache) from error
-            yield asked[future], answer
+                answered.put((piece, search.ask(piece, cache, access)))
+            except Exception as error:  # noqa: BLE001  # it is raised where the answers are taken
+                answered.put((piece, error))
+
+    # Daemons: who waits for a turn at a host that is away must not hold up the end of a search that has failed.
+    for _ in range(min(search.access_spec.api.turns, len(pieces), _MOST_THREADS)):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for done in range(len(pieces)):
+            piece, answer = answered.get()
+            if isinstance(answer, SearchError):
+                raise _stopped(answer, done, len(pieces), cache) from answer
+            if isinstance(answer, Exception):
+                raise answer
+            yield piece, answer
     finally:
-        pool.shutdown(cancel_futures=True)
+        access.stopped.set()
+
+
+def _next(todo: Iterator[Piece], taking: threading.Lock) -> Piece | None:
+    with taking:
+        return next(todo, None)
+
+
+class _Stoppable:
+    """Access that gives no turns any more once it was stopped."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self.stopped = threading.Event()
+
+    def sign(self, href: str) -> str:
+        return self._access.sign(href)
+
+    @contextmanager
+    def turn(self, url: str, *, requests: int = 1) -> Iterator[None]:
+        with self._access.turn(url, requests=requests):
+            if self.stopped.is_set():
+                raise HostUnavailable("the search has ended")
+            yield
+
+    def failed(self, url: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
+        self._access.failed(url, status=status, retry_after_s=retry_after_s)
 
 
 def _asked_by_tasks(search: _Search, pieces: list[Piece], cache: Objects) -> Iterator[tuple[Piece, Answer]]:
@@ -192,32 +233,41 @@ def _asked_by_tasks(search: _Search, pieces: list[Piece], cache: Objects) -> Ite
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
         try:
-            search.ask(pieces[row["piece"]], cache)
+            search.ask(pieces[row["piece"]], cache, access_for(search.access_spec))
         except SearchError as error:
             return {"piece": row["piece"], "error": str(error)}
         return {"piece": row["piece"], "error": ""}
 
     rows = ray.data.from_items([{"piece": index} for index in range(len(pieces))], override_num_blocks=len(pieces))
-    tasks = rows.map(work, num_cpus=_CPUS_PER_TASK, concurrency=min(search.archive.api_limits.turns, len(pieces)))
-    errors, done = [], 0
-    for row in tasks.iter_rows():
-        if row["error"]:
-            errors.append(row["error"])
-            log.error("%s", row["error"])
-            if len(errors) == _ENOUGH_FAILURES:
-                break
-            continue
-        done += 1
-        piece = pieces[row["piece"]]
-        # Items stay out of Ray's object store: the task kept them, and only they are read here who need them.
-        answer = recall(cache, _key(search.archive, search.sensor, piece), piece, Freshness(), utc_now())
-        if answer is None:
-            raise SearchError(f"{cache.url} lost what was just kept of {piece.name}")
-        yield piece, answer
+    tasks = rows.map(work, num_cpus=_CPUS_PER_TASK, concurrency=min(search.access_spec.api.turns, len(pieces)))
+    errors: list[str] = []
+    done = 0
+    # Closed as soon as it is known to be in vain, or the job would go on beside whoever hears of the error.
+    with closing(_rows(tasks)) as results:
+        for row in results:
+            if row["error"]:
+                errors.append(row["error"])
+                log.error("%s", row["error"])
+                if len(errors) == _ENOUGH_FAILURES:
+                    break
+                continue
+            done += 1
+            piece = pieces[row["piece"]]
+            # Items stay out of Ray's object store: the task kept them, and they are read here, where they are needed.
+            answer = recall(cache, _key(search.archive, search.sensor, piece), piece, Freshness(), utc_now())
+            if answer is None:
+                raise SearchError(f"{cache.url} lost what was just kept of {piece.name}")
+            yield piece, answer
     if errors:
         raise _stopped(SearchError(errors[0]), done, len(pieces), cache)
 
 
+def _rows(tasks: Any) -> Generator[dict[str, Any], None, None]:
+    yield from tasks.iter_rows()
+
+
 def _stopped(error: SearchError, done: int, total: int, cache: Objects | None) -> SearchError:
+    if total == 1:
+        return error
     kept = f"are kept in {cache.url}: run again to ask for the rest" if cache else "are lost, because there is no cache"
     return SearchError(f"{error}; {done} of {total} pieces were answered and {kept}")

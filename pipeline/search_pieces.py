@@ -40,9 +40,9 @@ class Piece:
 def pieces_of(region: BaseGeometry, period: tuple[datetime, datetime], *, side_deg: int = SIDE_DEG) -> list[Piece]:
     """Pieces that together hold a region and a period.
 
-    Months follow each other without gap or overlap. Boxes are those of a fixed grid that the region meets, cut to what
-    the region needs of them and rounded outward to whole degrees: so the next search in the neighbourhood asks for the
-    same boxes again, and a small region does not fetch a whole one.
+    Months follow each other without gap or overlap. Boxes are those of a fixed grid that the region meets, so that the
+    next search in the neighbourhood finds what this one kept; where the region needs less than half of a box, it is cut
+    to that, rounded outward to whole degrees.
 
     Args:
         region: Longitude/latitude; what crosses the antimeridian comes in two parts.
@@ -65,6 +65,8 @@ def _boxes(region: BaseGeometry, side_deg: int) -> Iterator[tuple[float, float, 
             # What only touches a box from outside would leave it without area.
             left, bottom = min(math.floor(inside[0]), x + side_deg - 1), min(math.floor(inside[1]), y + side_deg - 1)
             right, top = max(math.ceil(inside[2]), left + 1), max(math.ceil(inside[3]), bottom + 1)
+            if (right - left) * (top - bottom) >= side_deg**2 / 2:
+                left, bottom, right, top = x, y, x + side_deg, y + side_deg
             yield (float(left), float(bottom), float(right), float(top))
 
 

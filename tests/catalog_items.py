@@ -44,7 +44,12 @@ def optical_item(
             **properties,
         },
         "assets": {
-            band: {"href": href, "type": "image/tiff", "title": band, "roles": ["data"], "gsd": 10}
+            band: {
+                **{"href": href, "type": "image/tiff; application=geotiff; profile=cloud-optimized", "roles": ["data"]},
+                **{"gsd": 10, "proj:shape": [10980, 10980], "proj:bbox": [399960, 5190240, 509760, 5300040]},
+                **{"proj:transform": [10, 0, 399960, 0, -10, 5300040], "title": f"Band {band} - 10m"},
+                "eo:bands": [{"name": band, "description": f"Band {band}", "center_wavelength": 0.49}],
+            }
             for band, href in assets.items()
         },
     }

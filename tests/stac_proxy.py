@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -118,8 +119,10 @@ class StacProxy:
                 for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(reply.body) + 100 * reply.cut))
-                self.end_headers()
-                self.wfile.write(reply.body)
+                # Who asked may have given up long ago.
+                with suppress(ConnectionError):
+                    self.end_headers()
+                    self.wfile.write(reply.body)
 
             def log_message(self, *_: object) -> None:
                 pass

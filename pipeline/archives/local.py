@@ -8,7 +8,7 @@ from pipeline.limits import HostLimits
 
 
 def archive_at(url: str) -> Archive:
-    """The archive of a STAC API's URL; nothing is signed, and its catalog is asked as often as its storage."""
+    """The archive of a STAC API's URL; nothing is signed, and its catalog is asked more than those of others."""
     return Archive(
         name="local",
         stac_url=url.rstrip("/"),
@@ -16,5 +16,5 @@ def archive_at(url: str) -> Archive:
         radar_collection=PLANETARY_COMPUTER.radar_collection,
         label_collections=PLANETARY_COMPUTER.label_collections,
         asset_keys=PLANETARY_COMPUTER.asset_keys,
-        api_limits=HostLimits(),
+        api_limits=HostLimits(turns=8),
     )
