@@ -154,7 +154,7 @@ class Broker:
     async def leave(self, host: str, ticket: str, answered: bool) -> None:
         """A turn is over; `answered`: the host gave its answers."""
         if (known := self._hosts.get(host)) is not None:
-            known.gate.leave(ticket, answered=answered)
+            known.gate.leave(ticket, answered=answered, now=time.monotonic())
             self._settle(host)
 
     async def failed(self, host: str, limits: HostLimits, job: str, status: int | None, wait_s: float | None) -> None:
@@ -281,7 +281,7 @@ class Broker:
             self._tell(ticket, None)
         if known.gate.queued and (reason := known.gate.away(now)):
             for ticket in known.gate.queued:
-                known.gate.leave(ticket, answered=False)
+                known.gate.leave(ticket, answered=False, now=now)
                 self._tell(ticket, Away(reason))
         if known.timer is not None:
             known.timer.cancel()

@@ -17,6 +17,9 @@ BreakerState = Literal["closed", "open", "probing"]
 
 _TROUBLE = frozenset({408, 425, 429})
 
+PROBATION_S = 1.0
+"""After a probe that went well the rest waits this long: some failures are told only after their turn has ended."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostLimits:
@@ -116,9 +119,11 @@ class Breaker:
         self._until = -math.inf
         self._open_since: float | None = None
         self._probe: str | None = None
+        self._proven_at: float | None = None
 
     def state(self, now: float) -> BreakerState:
         """`closed`: all may go; `open`: nothing before `until`; `probing`: one at a time may."""
+        self._close_if_proven(now)
         if self._open_since is None:
             return "closed"
         return "open" if now < self._until else "probing"
@@ -127,34 +132,37 @@ class Breaker:
         """When the next may go, as far as time alone decides: infinity while a probe is under way."""
         if self._open_since is None:
             return -math.inf
+        if self._proven_at is not None:
+            return self._proven_at
         return math.inf if self._probe is not None else self._until
 
     def away_s(self, now: float) -> float:
         """Seconds since the breaker opened without an answer in between; 0 while it is closed."""
+        self._close_if_proven(now)
         return 0.0 if self._open_since is None else now - self._open_since
 
-    def went(self, ticket: str) -> None:
+    def went(self, ticket: str, *, now: float) -> None:
         """A turn begins; while probing, it is the probe."""
+        self._close_if_proven(now)
         if self._open_since is not None:
             self._probe = ticket
 
-    def ended(self, ticket: str, *, answered: bool) -> None:
-        """A turn ended, and whether it got its answers; a probe that did closes the breaker."""
+    def ended(self, ticket: str, *, answered: bool, now: float) -> None:
+        """A turn ended, and whether it got its answers; a probe that did closes the breaker, if nothing follows."""
         if ticket != self._probe:
             return
         self._probe = None
         if answered:
-            self._open_since = None
-            self._pause_s = 0.0
-            self._failed_at.clear()
+            self._proven_at = now + PROBATION_S
 
     def failed(self, limits: HostLimits, *, now: float) -> None:
         """A request got no answer, or one that says trouble."""
+        self._close_if_proven(now)
         if self._open_since is not None:
             # While open, what was under way still comes in: one trouble, not many.
             if now >= self._until:
-                self._pause(limits, now, longer=self._probe is not None)
-            self._probe = None
+                self._pause(limits, now, longer=self._probe is not None or self._proven_at is not None)
+            self._probe = self._proven_at = None
             return
         self._failed_at.append(now)
         while self._failed_at[0] <= now - limits.window_s:
@@ -162,6 +170,12 @@ class Breaker:
         if len(self._failed_at) >= limits.failures:
             self._open_since = now
             self._pause(limits, now, longer=False)
+
+    def _close_if_proven(self, now: float) -> None:
+        if self._proven_at is not None and now >= self._proven_at:
+            self._open_since = self._proven_at = None
+            self._pause_s = 0.0
+            self._failed_at.clear()
 
     def _pause(self, limits: HostLimits, now: float, *, longer: bool) -> None:
         wanted = self._pause_s * 2 if longer else self._pause_s
@@ -218,7 +232,7 @@ class Gate:
         while self._queue and now >= self.ready_at():
             ticket, entry = self._queue.popitem(last=False)
             self._bucket.take(entry.requests, self.limits, now=now)
-            self.breaker.went(ticket)
+            self.breaker.went(ticket, now=now)
             self._held[ticket] = _Ticket(entry.requests, now)
             self.requests += entry.requests
             admitted.append(ticket)
@@ -236,16 +250,17 @@ class Gate:
         heard = min((t.heard_at for t in (*self._held.values(), *self._queue.values())), default=math.inf)
         return min(self.ready_at(), heard + self.limits.lease_s)
 
-    def leave(self, ticket: str, *, answered: bool) -> None:
+    def leave(self, ticket: str, *, answered: bool, now: float) -> None:
         """A turn is over, or no longer wanted.
 
         Args:
             ticket: Queued or held; it is well if it is neither.
             answered: Whether the host gave its answers, which is what a probe is for.
+            now: The time.
         """
         self._queue.pop(ticket, None)
         self._held.pop(ticket, None)
-        self.breaker.ended(ticket, answered=answered)
+        self.breaker.ended(ticket, answered=answered, now=now)
 
     def failed(self, *, status: int | None, wait_s: float | None, now: float) -> None:
         """A request failed, with an HTTP status or without an answer, and the host may have said how long to wait."""
@@ -275,4 +290,4 @@ class Gate:
         for tickets in (self._held, self._queue):
             for ticket in [t for t, entry in tickets.items() if entry.heard_at + self.limits.lease_s <= now]:
                 del tickets[ticket]
-                self.breaker.ended(ticket, answered=False)
+                self.breaker.ended(ticket, answered=False, now=now)

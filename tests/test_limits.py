@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.limits import Breaker, Gate, HostLimits, is_trouble, retry_after_s
+from pipeline.limits import PROBATION_S, Breaker, Gate, HostLimits, is_trouble, retry_after_s
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 EASY = HostLimits(rate_per_s=1e6, burst=1_000_000, turns=1000, lease_s=1e9)
@@ -62,7 +62,7 @@ def test_no_interval_has_more_requests_than_rate_and_burst_allow_and_no_moment_m
         order += host.admit()
         assert len(host.gate.held) <= turns
         if leaves and order:
-            host.gate.leave(order[0] if order[0] in host.gate.held else order[-1], answered=True)
+            host.gate.leave(order[0] if order[0] in host.gate.held else order[-1], answered=True, now=host.now)
             order += host.admit()
     assert order == sorted(order, key=lambda t: int(t[1:])), "not first come, first served"
     for i, (start, _) in enumerate(host.sent):
@@ -131,9 +131,11 @@ def test_a_breaker_pauses_longer_and_longer_and_closes_after_one_good_probe() ->
         assert host.admit() == [], "a second turn beside the probe"
         sent_at.append(host.now)
         host.gate.failed(status=None, wait_s=None, now=host.now)
-        host.gate.leave(probe[0], answered=False)
+        host.gate.leave(probe[0], answered=False, now=host.now)
     [probe_that_works] = host.until_next()
-    host.gate.leave(probe_that_works, answered=True)
+    host.gate.leave(probe_that_works, answered=True, now=host.now)
+    assert host.admit() == [], "a failure of the probe may still be told"
+    host.pass_s(PROBATION_S)
     assert host.gate.breaker.state(host.now) == "closed"
     assert len(host.admit()) == 15
     for _ in range(3):
@@ -142,6 +144,26 @@ def test_a_breaker_pauses_longer_and_longer_and_closes_after_one_good_probe() ->
     before = host.now
     host.until_next()
     assert host.now - before == 5, "the pauses begin anew"
+
+
+def test_a_probe_whose_failure_is_told_after_its_turn_has_failed_all_the_same() -> None:
+    limits = replace(EASY, failures=2, pause_s=5)
+    host = open_breaker(limits)
+    for number in range(20):
+        host.ask(str(number))
+    for expected_pause in (5, 10, 20, 40):
+        before = host.now
+        [probe] = host.until_next()
+        assert host.now - before == pytest.approx(expected_pause)
+        host.gate.leave(probe, answered=True, now=host.now)
+        host.pass_s(PROBATION_S / 2)
+        assert host.admit() == []
+        host.gate.failed(status=503, wait_s=None, now=host.now)
+    assert host.gate.away(host.now + limits.patience_s) != "", "no answer since the first failure"
+    [probe] = host.until_next()
+    host.gate.leave(probe, answered=True, now=host.now)
+    host.pass_s(PROBATION_S)
+    assert len(host.admit()) == 15
 
 
 def test_failures_further_apart_than_the_window_do_not_open_the_breaker() -> None:
@@ -206,7 +228,7 @@ def test_turns_that_were_held_before_a_restart_count_after_it() -> None:
     for ticket in "abc":
         host.ask(ticket)
     assert host.admit() == ["a"]
-    host.gate.leave("from before", answered=True)
+    host.gate.leave("from before", answered=True, now=host.now)
     assert host.admit() == ["b"]
 
 
@@ -219,9 +241,9 @@ def test_asking_and_leaving_twice_does_no_harm() -> None:
     host.ask("a")
     assert host.gate.queued == ("b",)
     for _ in range(2):
-        host.gate.leave("a", answered=True)
+        host.gate.leave("a", answered=True, now=host.now)
     assert host.admit() == ["b"]
-    host.gate.leave("unknown", answered=True)
+    host.gate.leave("unknown", answered=True, now=host.now)
 
 
 def test_a_host_that_is_away_for_longer_than_patience_is_called_so_and_still_probed() -> None:
@@ -230,12 +252,13 @@ def test_a_host_that_is_away_for_longer_than_patience_is_called_so_and_still_pro
         host.ask("probe")
         host.until_next()
         host.gate.failed(status=None, wait_s=None, now=host.now)
-        host.gate.leave("probe", answered=False)
+        host.gate.leave("probe", answered=False, now=host.now)
     assert 60 < host.now <= 70
     assert host.gate.away(host.now) == "no good answer for 65 s"
     host.ask("probe")
     host.until_next()
-    host.gate.leave("probe", answered=True)
+    host.gate.leave("probe", answered=True, now=host.now)
+    host.pass_s(PROBATION_S)
     assert host.gate.away(host.now) == ""
     host.gate.failed(status=429, wait_s=3600, now=host.now)
     assert host.gate.away(host.now) == "it asked to be left alone for 3600 s"
