@@ -16,10 +16,11 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from jobs.support.cell_choice import Wanted
 from jobs.support.dry_run import say_plan
 from jobs.support.job import run_job
-from jobs.support.region_build import Wanted, build_store
-from jobs.support.region_settings import RegionBuild, Splits, content_request
+from jobs.support.region_build import build_store
+from jobs.support.region_settings import Exclusion, RegionBuild, Sampling, Splits, content_request
 from jobs.support.run_record import recorded
 from jobs.support.targets import Mode
 from jobs.support.verifying import verify_store
@@ -27,7 +28,7 @@ from pipeline.splits import SplitRules
 
 log = logging.getLogger("build_dataset")
 
-_CONTENT: Final = {"per_cell", "per_season", "labels", "splits"}
+_CONTENT: Final = {"per_cell", "per_season", "sampling", "exclude", "labels", "splits"}
 """What decides the content beside the settings that other jobs share."""
 
 
@@ -42,6 +43,12 @@ class BuildDataset(RegionBuild):
 
     per_season: int = Field(default=1, ge=1)
     """With per_cell=season: most pairs of a cell in a quarter."""
+
+    sampling: Sampling = Sampling()
+    """Which cells of the region are taken."""
+
+    exclude: Exclusion = Exclusion()
+    """Areas that no chip may come near."""
 
     labels: Literal["none", "worldcover"] = "none"
     """Label collection to store beside the chips, per pixel."""
@@ -79,6 +86,8 @@ def main(settings: BuildDataset) -> None:
         owners_only=True,
         splits=SplitRules(**settings.splits.model_dump(), seed=settings.seed),
         labels=() if settings.labels == "none" else (settings.labels,),
+        sampling=settings.sampling,
+        exclude=settings.exclude,
     )
     if settings.verify:
         verify_store(settings, settings.store)

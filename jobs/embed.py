@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from typing import Any, Final
 
+from jobs.support.cell_choice import Wanted
 from jobs.support.coverage import EMBEDDED, coverage
 from jobs.support.dry_run import say_plan
 from jobs.support.embedding import (
@@ -25,7 +26,7 @@ from jobs.support.embedding import (
 )
 from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model, quiet
 from jobs.support.job import JobError, connect, run_job
-from jobs.support.region_build import Wanted, build_store
+from jobs.support.region_build import build_store
 from jobs.support.region_settings import RegionBuild, content_request
 from jobs.support.run_record import RunRecord, recorded
 from pipeline.canonical import differences

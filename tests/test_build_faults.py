@@ -15,13 +15,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs.build_dataset import BuildDataset, main
-from jobs.support.settings import parse
-from pipeline.simulation.profiles import PROFILES
 from pipeline.versions import Version, latest_sealed
-
-PROFILE = PROFILES["test"]
-ROOT = Path(__file__).resolve().parent.parent
+from tests.building import ROOT, built, words
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,25 +41,11 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def words(stac: str, store: Path, **more: object) -> list[str]:
-    values = {
-        "archive": stac,
-        "region": ",".join(map(str, PROFILE.region)),
-        "period": PROFILE.period,
-        "store": store,
-        "shard_chips": 16,
-        "block_cells": 2,
-        **more,
-    }
-    return [f"{key}={value}" for key, value in values.items()]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, simulated_stac: str, tmp_path_factory: pytest.TempPathFactory) -> Version:
     """What every disturbed build must come to."""
     store = tmp_path_factory.mktemp("built") / "chips.zarr"
-    main(parse(BuildDataset, words(simulated_stac, store)))
-    return latest_sealed(str(store))
+    return built(simulated_stac, store)
 
 
 def assert_same(version: Version, expected: Version) -> None:
@@ -117,7 +98,7 @@ def meanwhile(act: Callable[[threading.Event], None]) -> tuple[threading.Thread,
 def build_while(act: Callable[[threading.Event], None], stac: str, store: Path) -> Version:
     thread, over = meanwhile(act)
     try:
-        main(parse(BuildDataset, words(stac, store)))
+        built(stac, store)
     finally:
         over.set()
         thread.join()
@@ -198,5 +179,4 @@ def test_a_driver_that_is_killed_is_followed_by_the_same_command(
     driver.kill()
     driver.wait()
     assert Version(str(store), 1).state == "building"
-    main(parse(BuildDataset, words(simulated_stac, store)))
-    assert_same(latest_sealed(str(store)), undisturbed)
+    assert_same(built(simulated_stac, store), undisturbed)

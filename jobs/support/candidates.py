@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import pyarrow as pa
 from shapely.geometry.base import BaseGeometry
 
+from jobs.support.cell_choice import Choice, Wanted, choose_cells
 from jobs.support.job import JobError, progress
 from jobs.support.region_settings import RegionBuild
 from jobs.support.spool import Spool
 from pipeline.archives import Archive, archive_named
 from pipeline.broker import AccessSpec
 from pipeline.catalog import require_account, search_labels
-from pipeline.grid import PIXEL_M, Cell, cells_covering
+from pipeline.grid import PIXEL_M
 from pipeline.manifest import CANDIDATES_SCHEMA, REJECTIONS_SCHEMA, table_of_items
 from pipeline.matching import Matched, match_areas
 from pipeline.objects import Objects
@@ -43,7 +44,7 @@ class Offer:
     """What the archive has over the cells that are wanted."""
 
     archive: Archive
-    cells: list[Cell]
+    chosen: Choice
     items: dict[Sensor, list[Item]]
 
     notes: pa.Table
@@ -70,10 +71,14 @@ class Candidates:
         """Take what came of pairing an area."""
         columns = (matched.candidates[name].to_numpy() for name in CANDIDATES_SCHEMA.names)
         self.planner.add(*columns, looks=matched.looks)
-        self.rejections.add(matched.rejections)
-        self.reasons.update(matched.rejections["reason"].to_pylist())
+        self.reject(matched.rejections)
         for name in ("optical_items", "radar_items"):
             self._used.update(matched.looks[name].combine_chunks().flatten().unique().to_pylist())
+
+    def reject(self, rejections: pa.Table) -> None:
+        """Take cells and candidates that are not paired."""
+        self.rejections.add(rejections)
+        self.reasons.update(rejections["reason"].to_pylist())
 
     def items(self, offer: Offer) -> pa.Table:
         """The items that pairs use."""
@@ -85,13 +90,12 @@ def access_of(settings: RegionBuild) -> AccessSpec:
     return settings.politeness.applied_to(access_spec_of(archive_named(settings.archive)))
 
 
-def ask_archive(settings: RegionBuild, *, owners_only: bool, labels: Sequence[str], cache: Objects | None) -> Offer:
-    """Search; no pixel is read.
+def ask_archive(settings: RegionBuild, wanted: Wanted, *, cache: Objects | None) -> Offer:
+    """Choose the cells, and search what there is of them; no pixel of an acquisition is read.
 
     Args:
         settings: Whom to ask, for where and when.
-        owners_only: See `cells_covering`.
-        labels: Label collections to find maps of.
+        wanted: Of the cells there.
         cache: Where the catalog's answers are kept.
 
     Raises:
@@ -101,12 +105,18 @@ def ask_archive(settings: RegionBuild, *, owners_only: bool, labels: Sequence[st
     archive = archive_named(settings.archive)
     region, period = parse_region(settings.region), parse_period(settings.period)
     require_account(archive)
-    cells = cells_covering(region, side_m=settings.side_px * PIXEL_M, owners_only=owners_only)
-    log.info("%d cells of %d m in the region", len(cells), settings.side_px * PIXEL_M)
-    found = {sensor: _search(settings, archive, sensor, region, period, cache) for sensor in _SENSORS}
-    maps = {name: [(h, box.wkb) for _, h, box in search_labels(archive, name, region)] for name in labels}
+    chosen = choose_cells(
+        region,
+        wanted,
+        side_m=settings.side_px * PIXEL_M,
+        seed=settings.seed,
+        archive=archive,
+        spec=access_of(settings),
+    )
+    found = {sensor: _search(settings, archive, sensor, chosen.region, period, cache) for sensor in _SENSORS}
+    maps = {name: [(h, box.wkb) for _, h, box in search_labels(archive, name, chosen.region)] for name in wanted.labels}
     items = {sensor: result.items for sensor, result in found.items()}
-    return Offer(archive=archive, cells=cells, items=items, notes=_notes(found.values()), labels=maps)
+    return Offer(archive=archive, chosen=chosen, items=items, notes=_notes(found.values()), labels=maps)
 
 
 def pair_offer(offer: Offer, settings: RegionBuild, rules: PairRules, candidates: Candidates) -> None:
@@ -116,7 +126,8 @@ def pair_offer(offer: Offer, settings: RegionBuild, rules: PairRules, candidates
         JobError: No pair could be made.
     """
     optical, radar = (acquisitions(offer.items[sensor]) for sensor in _SENSORS)
-    for matched in match_areas(offer.cells, optical, radar, rules):
+    candidates.reject(offer.chosen.rejections)
+    for matched in match_areas(offer.chosen.cells, optical, radar, rules):
         candidates.add(matched)
     pairs, reasons = candidates.planner.num_rows, dict(candidates.reasons)
     log.info("%d pairs; not taken: %s", pairs, reasons or "none")

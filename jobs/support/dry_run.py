@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from jobs.support.cell_choice import Wanted
 from jobs.support.job import connect
-from jobs.support.region_build import Wanted, candidates_of
+from jobs.support.region_build import candidates_of
 from jobs.support.region_settings import RegionBuild
 from pipeline.objects import Objects
 

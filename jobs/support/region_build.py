@@ -6,13 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.compute as pc
 
 from jobs.support.candidates import Candidates, Offer, access_of, ask_archive, pair_offer
+from jobs.support.cell_choice import Wanted
 from jobs.support.driver_lease import is_gone, kept_alive, owner
 from jobs.support.job import JobError, connect, progress
 from jobs.support.region_settings import RegionBuild
@@ -27,24 +27,12 @@ from pipeline.objects import Objects
 from pipeline.pairing import PairRules
 from pipeline.planning import Planner, splits_by
 from pipeline.screening import ScreenRules
-from pipeline.splits import SplitRules
-from pipeline.store import Layout, Store
+from pipeline.store import Layout, Store, StoreError
 from pipeline.versions import Version, begin
 
 log = logging.getLogger(__name__)
 
 _FAILURES_SHOWN = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What a job wants of a region's cells, beside its settings."""
-
-    per_cell: Literal["all", "one", "season"]
-    owners_only: bool
-    splits: SplitRules
-    per_season: int = 1
-    labels: tuple[str, ...] = ()
 
 
 def build_store(
@@ -116,7 +104,7 @@ def candidates_of(
     )
     candidates = Candidates(planner)
     try:
-        offer = ask_archive(settings, owners_only=wanted.owners_only, labels=wanted.labels, cache=cache)
+        offer = ask_archive(settings, wanted, cache=cache)
         pair_offer(offer, settings, rules_of(settings, wanted), candidates)
         yield offer, candidates
     finally:
@@ -138,8 +126,16 @@ def _planned(
         with record.stage("search and pair"):
             found = stack.enter_context(candidates_of(settings, wanted, first_row=first_row, cache=cache))
             if number > 1:
-                leave_out_earlier(found[1].planner, Version(url, number))
+                _leave_out_earlier(found[1].planner, Version(url, number))
         yield found
+
+
+def _leave_out_earlier(planner: Planner, version: Version) -> None:
+    """What is known already is found out before the version is begun, so that nothing of it is left behind."""
+    candidates = planner.num_rows
+    leave_out_earlier(planner, version)
+    if next(planner.parts(), None) is None:
+        raise StoreError(f"{version.url}: earlier versions have all {candidates} candidates; nothing is new")
 
 
 def _write_plan(version: Version, prepared: tuple[Offer, Candidates] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import shapely
@@ -59,6 +60,53 @@ class Screening(Group):
     on_suspect: Literal["keep", "reject"] = "keep"
     """What becomes of chips whose pixels contradict their item's metadata, such as a forgotten offset; they are
     flagged in the ledger either way."""
+
+
+class Sampling(Group):
+    """Which cells of the region are taken."""
+
+    method: Literal["all", "uniform", "stratified", "cities", "list"] = "all"
+    """all; uniform: some at random; stratified: as many of every land cover; cities: around the points of a file, as
+    SSL4EO-S12 was sampled; list: those of a file."""
+
+    num_cells: int | None = Field(default=None, ge=1)
+    """How many; for uniform, stratified and cities."""
+
+    land: str | None = None
+    """File of polygons: only cells whose centre lies on them are drawn."""
+
+    file: str | None = None
+    """CSV, Parquet, GeoJSON or text file: cities with lon, lat and perhaps population, or a list of cells or points."""
+
+    sigma_km: float = Field(default=50.0, gt=0)
+    """With cities: standard deviation of a cell's distance from its city, kilometres."""
+
+    most_populated: int = Field(default=10_000, ge=1)
+    """With cities: only the largest so many are drawn from."""
+
+    labels: str = "worldcover"
+    """With stratified: label collection of the archive whose classes are drawn alike."""
+
+    pool_factor: int = Field(default=10, ge=1)
+    """With stratified: cells whose classes are looked up for each one that is asked for."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.method in ("uniform", "stratified", "cities") and self.num_cells is None:
+            raise ValueError(f"sampling.method={self.method} needs sampling.num_cells")
+        if self.method in ("cities", "list") and self.file is None:
+            raise ValueError(f"sampling.method={self.method} needs sampling.file")
+        return self
+
+
+class Exclusion(Group):
+    """Areas that no chip may come near, such as the footprints of evaluation sets."""
+
+    areas: str | None = None
+    """File of points, boxes or polygons (GeoJSON, GeoParquet, CSV); unset: none."""
+
+    buffer_m: float = Field(default=0.0, ge=0)
+    """Cells that come so near to an area are left out too, metres."""
 
 
 class Politeness(Group):
@@ -170,6 +218,9 @@ class RegionBuild(JobSettings):
         return self
 
 
+FILES: Final = (("sampling", "file"), ("sampling", "land"), ("exclude", "areas"))
+"""Settings that name a file whose content decides the store's."""
+
 _HOW: Final = {"max_failed_fraction", "politeness", "search_cache"}
 """Settings that change nothing in what is built."""
 
@@ -179,11 +230,21 @@ def content_request(settings: RegionBuild, **more: Any) -> dict[str, Any]:
 
     Args:
         settings: A job's, of which only those of `RegionBuild` count.
-        more: What else decides the content, as JSON values.
+        more: What else decides the content, as JSON values; of `FILES` in it, what is in them counts.
     """
     names = RegionBuild.model_fields.keys() - JobSettings.model_fields.keys() - _HOW
     request = settings.model_dump(mode="json", include=names)
     # A local archive may be served at another port the next time; a file may be moved, or hold another region.
     request["archive"] = settings.archive if "://" not in settings.archive else "local"
     request["region"] = hashlib.sha256(shapely.normalize(parse_region(settings.region)).wkb).hexdigest()
+    for group, name in FILES:
+        if (path := more.get(group, {}).get(name)) is not None:
+            more[group] = {**more[group], name: _file_hash(f"{group}.{name}", path)}
     return {**request, **more}
+
+
+def _file_hash(setting: str, path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"{setting}={path}: cannot be read ({error.strerror})") from error
