@@ -12,7 +12,9 @@ from shapely.geometry.base import BaseGeometry
 from pipeline.access import Access, DirectAccess
 from pipeline.archives import Archive
 from pipeline.catalog_client import Catalog, Patience, SearchError
-from pipeline.catalog_items import Found, ItemError, Noted, Refused, offset_dn, parse_item, resolve, slim, wanted_fields
+from pipeline.catalog_footprints import ItemError
+from pipeline.catalog_items import offset_dn, parse_item, slim, wanted_fields
+from pipeline.catalog_results import Found, Noted, Refused, resolve
 from pipeline.search_pieces import Piece, pieces_of
 from pipeline.types import Item, Sensor
 

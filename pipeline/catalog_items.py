@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import cache
-from itertools import pairwise
+from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import pyproj
 import shapely
-from shapely.geometry.base import BaseGeometry
 
 from pipeline.archives import Archive
 from pipeline.bands import OPTICAL_BANDS, RADAR_BANDS, SCENE_CLASSIFICATION
+from pipeline.catalog_footprints import Feature, ItemError, footprint_of
 from pipeline.redaction import redact
 from pipeline.types import Item, Sensor
-
-Feature = Mapping[str, Any]
-"""A STAC item as JSON."""
 
 PROPERTIES = (
     "datetime", "start_datetime", "end_datetime", "created", "updated", "platform", "constellation",
@@ -40,32 +33,6 @@ OFFSET_BAND = "B02"
 _FIRST_OFFSET_BASELINE = (4, 0)
 _OFFSET_DN = 1000
 
-_GAP = timedelta(minutes=10)
-_SAME_GROUND = 0.9
-"""A granule of which this share is seen in newer ones of the same overpass was processed again."""
-
-_LONGEST_EDGE_M = 20_000.0
-
-
-class ItemError(ValueError):
-    """An item that cannot be used; the message says which and why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """An item that is not used."""
-
-    item: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noted:
-    """An item that is used although something was wrong with it."""
-
-    item: str
-    what: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
@@ -79,87 +46,6 @@ class Parsed:
 
     generated: str
     """When the granule was made, as the archive writes it; the item's id where it does not say."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a search came to."""
-
-    items: list[Item]
-    """Sorted by time and id."""
-
-    refused: list[Refused]
-    noted: list[Noted]
-
-
-def resolve(
-    features: Iterable[Feature],
-    archive: Archive,
-    sensor: Sensor,
-    region: BaseGeometry,
-    period: tuple[datetime, datetime],
-) -> Found:
-    """The items of a region and period among what a server answered, whatever it filtered itself.
-
-    Args:
-        features: In any order; of an item that comes twice the later one counts.
-        archive: Who answered.
-        sensor: optical or radar.
-        region: Longitude/latitude.
-        period: Half-open, UTC.
-    """
-    shapely.prepare(region)
-    judged: dict[str, Parsed | Refused | None] = {}
-    for feature in features:
-        name = str(feature.get("id") or "")
-        try:
-            one = parse(feature, archive, sensor)
-        except ItemError as error:
-            judged[name] = Refused(item=name, reason=str(error))
-            continue
-        asked_for = period[0] <= one.item.datetime < period[1] and region.intersects(one.item.footprint)
-        judged[name] = one if asked_for else None
-    kept, replaced = newest_processing(entry for _, entry in sorted(judged.items()) if isinstance(entry, Parsed))
-    refused = [entry for entry in judged.values() if isinstance(entry, Refused)]
-    kept.sort(key=lambda one: (one.item.datetime, one.item.id))
-    return Found(
-        items=[one.item for one in kept],
-        refused=sorted([*refused, *replaced], key=lambda entry: entry.item),
-        noted=[Noted(item=one.item.id, what=what) for one in kept for what in one.notes],
-    )
-
-
-def newest_processing(parsed: Iterable[Parsed]) -> tuple[list[Parsed], list[Refused]]:
-    """Without the granules whose ground is in newer ones of the same tile and overpass.
-
-    Not every second granule of a tile is a repetition: where two datastrips meet, each holds a part of the tile.
-    """
-    kept: list[Parsed] = []
-    replaced: list[Refused] = []
-    for granules in _overpasses_of_a_tile(parsed):
-        # Newest first: what is kept can only be replaced by what was looked at before.
-        own: list[Parsed] = []
-        for one in sorted(granules, key=lambda p: (p.processed, p.generated, p.item.id), reverse=True):
-            if own and _share_within(one.item.footprint, [p.item.footprint for p in own]) >= _SAME_GROUND:
-                replaced.append(Refused(item=one.item.id, reason=f"processed again as {own[0].item.id}"))
-            else:
-                own.append(one)
-        kept += own
-    return kept, replaced
-
-
-def _overpasses_of_a_tile(parsed: Iterable[Parsed]) -> Iterator[list[Parsed]]:
-    """Granules of one tile, platform and orbit that are minutes apart; items without a tile each for themselves."""
-    places: dict[tuple[str, int, str], list[Parsed]] = {}
-    for one in parsed:
-        if one.item.tile:
-            places.setdefault((one.item.platform, one.item.relative_orbit, one.item.tile), []).append(one)
-        else:
-            yield [one]
-    for granules in places.values():
-        granules.sort(key=lambda p: p.item.datetime)
-        starts = [i for i, (a, b) in enumerate(pairwise(granules), 1) if b.item.datetime - a.item.datetime > _GAP]
-        yield from (granules[i:j] for i, j in pairwise([0, *starts, len(granules)]))
 
 
 def parse_item(feature: Feature, archive: Archive, sensor: Sensor) -> Item:
@@ -248,7 +134,7 @@ def _parse(feature: Feature, archive: Archive, sensor: Sensor) -> Parsed:
         sensor=sensor,
         datetime=_datetime(properties),
         epsg=epsg,
-        footprint=_footprint(feature, epsg, notes),
+        footprint=footprint_of(feature, epsg, notes),
         assets=assets,
         platform=str(properties.get("platform", "")).lower(),
         tile=str(properties.get("s2:mgrs_tile") or properties.get("grid:code") or "").removeprefix("MGRS-"),
@@ -319,86 +205,6 @@ def _epsg(feature: Feature) -> int:
         if fields.get("proj:epsg"):
             return int(fields["proj:epsg"])
     raise ItemError("has neither proj:code nor proj:epsg")
-
-
-def _footprint(feature: Feature, epsg: int, notes: list[str]) -> BaseGeometry:
-    """The item's geometry in degrees, valid, within ±180."""
-    if not feature.get("geometry"):
-        raise ItemError("has no geometry")
-    geometry = shapely.force_2d(shapely.geometry.shape(feature["geometry"]))
-    if not np.isfinite(geometry.bounds).all():
-        raise ItemError("has an empty geometry, or one with coordinates that are no numbers")
-    west, south, east, north = geometry.bounds
-    if west < -360 or east > 360 or south < -90 or north > 90:
-        geometry = _out_of_metres(feature, geometry, epsg)
-        notes.append(f"had a geometry in metres of EPSG:{epsg}: brought to degrees")
-    if any(part.bounds[2] - part.bounds[0] > 180 for part in shapely.get_parts(geometry)):
-        geometry = shapely.transform(geometry, _eastward)
-        notes.append("had a geometry the long way around the earth: split at the antimeridian")
-    if not geometry.is_valid:
-        notes.append(f"had an invalid geometry ({shapely.is_valid_reason(geometry)}): repaired")
-    geometry = _within_180(_valid(geometry))
-    if geometry.area == 0:
-        raise ItemError("has a geometry without area")
-    return geometry
-
-
-def _out_of_metres(feature: Feature, geometry: BaseGeometry, epsg: int) -> BaseGeometry:
-    """A geometry in the item's own projection in degrees, where the item says elsewhere that it lies there."""
-    bounds = feature["properties"].get("proj:bbox") or _raster_bounds(feature["properties"])
-    geometry = _valid(geometry)
-    if bounds is None or _share_within(geometry, [shapely.box(*bounds)]) < _SAME_GROUND:
-        raise ItemError(
-            f"has a geometry that is not in degrees (bounds {geometry.bounds}) and does not lie where proj:bbox or "
-            f"proj:transform say (EPSG:{epsg}, {bounds})"
-        )
-    # Straight lines of a projection are curves in degrees.
-    dense = shapely.segmentize(geometry, _LONGEST_EDGE_M)
-    return shapely.transform(dense, _to_degrees(epsg).transform, interleaved=False)
-
-
-def _raster_bounds(properties: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    transform, shape = properties.get("proj:transform"), properties.get("proj:shape")
-    if not transform or not shape:
-        return None
-    x = sorted((transform[2], transform[2] + transform[0] * shape[1]))
-    y = sorted((transform[5], transform[5] + transform[4] * shape[0]))
-    return (x[0], y[0], x[1], y[1])
-
-
-def _within_180(geometry: BaseGeometry) -> BaseGeometry:
-    """What lies beyond ±180 moved to where it is."""
-    west, _, east, _ = geometry.bounds
-    if west >= -180 and east <= 180:
-        return geometry
-    turns = (
-        shapely.transform(geometry, lambda xy, turn=turn: xy + np.array([turn, 0.0])) for turn in (-360.0, 0.0, 360.0)
-    )
-    world = shapely.box(-180, -90, 180, 90)
-    return _polygons_of(shapely.union_all([turned.intersection(world) for turned in turns]))
-
-
-def _eastward(coordinates: Any) -> Any:
-    return np.where(coordinates[:, :1] < 0, coordinates + np.array([360.0, 0.0]), coordinates)
-
-
-def _valid(geometry: BaseGeometry) -> BaseGeometry:
-    return geometry if geometry.is_valid else _polygons_of(shapely.make_valid(geometry, method="structure"))
-
-
-def _polygons_of(geometry: BaseGeometry) -> BaseGeometry:
-    """Without the points and lines that repairing and cutting may leave."""
-    parts = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
-    return shapely.union_all(parts)
-
-
-def _share_within(geometry: BaseGeometry, others: list[BaseGeometry]) -> float:
-    return float(geometry.intersection(shapely.union_all(others)).area / geometry.area) if geometry.area else 0.0
-
-
-@cache
-def _to_degrees(epsg: int) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
 
 
 def _hrefs(feature: Feature, bands: Iterable[str], archive: Archive) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pipeline.access import Access, HostUnavailable, host_of
 from pipeline.archives import Archive
 from pipeline.broker import AccessSpec, access_for
 from pipeline.catalog import Catalog, Patience, SearchError, collection_of, require_collection, search_piece
-from pipeline.catalog_items import Noted, Refused, resolve
+from pipeline.catalog_results import Noted, Refused, resolve
 from pipeline.objects import Objects, concurrently
 from pipeline.search_cache import Answer, Freshness, keep, recall, utc_now
 from pipeline.search_pieces import SIDE_DEG, Piece, pieces_of

@@ -23,7 +23,8 @@ import shapely
 from stac_geoparquet.arrow import parse_stac_items_to_arrow, stac_table_to_items, to_parquet
 
 from pipeline.archives import Archive
-from pipeline.catalog_items import ItemError, parse
+from pipeline.catalog_footprints import ItemError
+from pipeline.catalog_items import parse
 from pipeline.objects import Objects
 from pipeline.search_pieces import Piece
 from pipeline.types import Sensor

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from pipeline.archives import archive_named
 from pipeline.bands import OPTICAL_BANDS, RADAR_BANDS
 from pipeline.catalog import ItemError, SearchError, offset_dn, parse_item, require_account, search
-from pipeline.catalog_items import Feature, Found, parse, resolve, slim
+from pipeline.catalog_footprints import Feature
+from pipeline.catalog_items import parse, slim
+from pipeline.catalog_results import Found, resolve
 from pipeline.regions import parse_period, parse_region
 from pipeline.types import Sensor
 from tests.catalog_items import optical_item
@@ -168,6 +170,14 @@ def test_a_geometry_in_metres_that_lies_elsewhere_is_refused(shared_data: Path) 
         for name in ("proj:bbox", "proj:transform"):
             feature["properties"] = {k: v for k, v in feature["properties"].items() if k != name}
         with pytest.raises(ItemError, match="not in degrees"):
+            parse_item(feature, PLANETARY_COMPUTER, "radar")
+
+
+def test_a_geometry_in_metres_of_no_projection_is_refused(shared_data: Path) -> None:
+    for path in (shared_data / "stac/planetary-computer/rtc-ingest-utm-geometry").glob("*SDV*.json"):
+        feature = in_degrees_elsewhere(features(path)[0])
+        feature["properties"] = {**feature["properties"], "proj:epsg": 99999}
+        with pytest.raises(ItemError, match="EPSG:99999, from which there is no way"):
             parse_item(feature, PLANETARY_COMPUTER, "radar")
 
 

@@ -28,6 +28,8 @@ from tests.catalog_items import many_items, write_items
 from tests.conftest import require_server
 from tests.stac_proxy import Asked, StacProxy
 
+pytestmark = pytest.mark.slow
+
 ACCESS = DirectAccess()
 SENSORS: tuple[Sensor, ...] = ("optical", "radar")
 
@@ -37,7 +39,7 @@ SEARCHES: dict[str, tuple[str, str]] = {
     "one tile": ("9.2,45.2,9.8,45.8", "2023-02"),
     "three months": ("4,42,6,44", "2023-01/2023-03"),
     "over edges": ("3.5,43.5,12.5,47.5", "2023-01-20/2023-04-10"),
-    "everything": ("-1,39,22,52", "2023-02/2023-04"),
+    "everything": ("-1,39,22,52", "2023-02/2023-03"),
     "nothing": ("-60,10,-59,11", "2023-02"),
     "simulated north": ("11.9,48.3,12.1,48.4", "2021-09/2022-07"),
     "simulated south": ("34,-3.5,34.2,-3.3", "2022-06"),
@@ -154,13 +156,13 @@ def test_asking_for_fields_makes_answers_smaller_and_changes_nothing(servers: Se
 @pytest.mark.parametrize("server", ["pgstac", "rustac"])
 def test_pieces_together_are_the_whole(servers: Servers, server: str, tmp_path: Path) -> None:
     archive, cache = archive_named(servers.urls[server]), Objects.at(tmp_path / "cache")
-    region, period = parse_region("1,41,19,49"), parse_period("2023-01/2023-04")
+    region, period = parse_region("1,41,19,49"), parse_period("2023-02/2023-03")
 
     def found(**how: Any) -> SearchResult:
         return search_region(archive, "optical", region, period, **how)
 
     whole, cut, kept = found(side_deg=30), found(side_deg=5, cache=cache), found(side_deg=5, cache=cache)
-    assert (whole.pieces, cut.pieces, cut.from_cache, kept.from_cache) == (4, 32, 0, 32)
+    assert (whole.pieces, cut.pieces, cut.from_cache, kept.from_cache) == (2, 16, 0, 16)
     assert whole.items == cut.items == kept.items
     assert sorted(i.id for i in whole.items) == brute_force(servers.items, "optical", region, period)
 

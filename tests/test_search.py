@@ -29,7 +29,8 @@ from stac_geoparquet.arrow import stac_table_to_items
 from pipeline.access import DirectAccess, HostUnavailable
 from pipeline.archives import archive_named
 from pipeline.catalog import Catalog, Patience, SearchError, search, search_piece
-from pipeline.catalog_items import parse, resolve, slim
+from pipeline.catalog_items import parse, slim
+from pipeline.catalog_results import resolve
 from pipeline.limits import HostLimits
 from pipeline.objects import Objects
 from pipeline.regions import parse_period, parse_region
