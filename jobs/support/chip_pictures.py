@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -39,6 +40,8 @@ SCL_CLASSES: Final[Mapping[int, str]] = {
 _INK: Final = "#1d2b33"
 _PANEL: Final = 3.2
 """Side of one view on a sheet, inches."""
+
+_LETTERS_PER_INCH: Final = 14
 
 
 def views(layout: Layout, chip: ChipArrays) -> dict[str, Picture]:
@@ -100,7 +103,9 @@ def chip_sheet(pictures: Mapping[str, Picture], *, title: str, lines: Sequence[s
         title: Which chip it is.
         lines: What is known of it.
     """
-    width, height = max(2, len(pictures)) * _PANEL, _PANEL + 0.6 + 0.2 * (len(lines) + 1)
+    width = max(2, len(pictures)) * _PANEL
+    lines = [part for line in lines for part in textwrap.wrap(line, round(width * _LETTERS_PER_INCH))]
+    height = _PANEL + 0.6 + 0.2 * (len(lines) + 1)
     with mpl.rc_context({"font.family": "sans-serif", "font.size": 9, "text.color": _INK}):
         figure = Figure(figsize=(width, height))
         figure.text(0.08 / width, 1 - 0.08 / height, title, va="top", fontsize=12, fontweight="bold")

@@ -24,7 +24,7 @@ from pipeline.store import Store
 from pipeline.versions import Version
 
 _COLOURS: Final[Mapping[str, str]] = {
-    "written": "#0b7a75", "rejected": "#edae49", "failed": "#d1495b", "chips": "#0b7a75",
+    "written": "#0b7a75", "rejected": "#edae49", "failed": "#d1495b", "chips": "#0b7a75", "pixels": "#0b7a75",
     "ascending": "#0b7a75", "descending": "#7a5ea8",
     "train": "#0b7a75", "val": "#edae49", "test": "#7a5ea8", "buffer": "#b5c1c6",
 }  # fmt: skip

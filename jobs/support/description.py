@@ -206,7 +206,7 @@ def row_picture(version: Version, found: Mapping[str, Any]) -> bytes:
     if found["status"] != WRITTEN:
         raise StoreError(f"row {found['row']} has no pixels to show: {_fate(found)}")
     store = Store.open(version.url)
-    lines = [line.strip() for line in row_lines(found)][1:-1]
+    lines = [line for line in map(str.strip, row_lines(found)) if not line.startswith("sha256")][1:]
     pictures = views(store.layout, store.read_chip(found["row"]))
     title = f"row {found['row']}  {found['cell'] or found['pair']}"
     return chip_sheet(pictures, title=title, lines=lines)
@@ -295,7 +295,9 @@ def _fate(row: Mapping[str, Any]) -> str:
     if row["dt_s"] is not None:
         later = "later" if row["dt_s"] >= 0 else "earlier"
         orbit = f", {row['orbit_state']} orbit {row['relative_orbit']}" if row["orbit_state"] else ""
-        look += f", radar {abs(row['dt_s']) / 3600:.1f} h {later}{orbit}"
+        hours = abs(row["dt_s"]) / 3600
+        apart = f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+        look += f", radar {apart} {later}{orbit}"
     seen = [
         f"{name.removesuffix('_fraction').replace('_', ' ')} {100 * row[name]:.1f} %"
         for name in _OF_CHIP

@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from jobs.support.chip_pictures import label_colour, radar_colour, true_colour
@@ -88,7 +89,7 @@ def coverage_map(
         axes.set_xlabel("longitude, °")
         axes.set_ylabel("latitude, °")
         if shaded is not None:
-            figure.colorbar(shaded, label=what, shrink=0.85, pad=0.02)
+            figure.colorbar(shaded, label=what, shrink=0.85, pad=0.02, ticks=MaxNLocator(integer=True))
         return _png(figure)
 
 

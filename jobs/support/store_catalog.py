@@ -199,11 +199,9 @@ def _table(
     if layout.has_radar:
         fields["sat:orbit_state"] = _or_null(rows["orbit_state"])
         fields["sat:relative_orbit"] = rows["relative_orbit"]
-    for name in _OWN:
-        fields[f"twinlook:{name}"] = rows[name]
-    for name in ("optical_items", "radar_items", "optical_datetime", "radar_datetime", *_FRACTIONS, *labels):
+    for name in (*_OWN, "optical_items", "radar_items", "optical_datetime", "radar_datetime", *_FRACTIONS, *labels):
         if not pa.types.is_null(rows[name].type):
-            fields[f"twinlook:{name}"] = rows[name]
+            fields[f"twinlook:{name}"] = _known(rows[name])
     return pa.table(fields)
 
 
@@ -263,6 +261,13 @@ def _assets(number: int) -> pa.StructArray:
 
 def _or_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+
+
+def _known(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """NaN, which JSON has not, as null."""
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
 def _parquet(table: pa.Table, geometry_types: Sequence[str], bbox: Sequence[float]) -> bytes:
