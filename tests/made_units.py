@@ -82,7 +82,10 @@ class Maker:
     failing: frozenset[int] = frozenset()
     rejected: frozenset[int] = frozenset()
     seconds: float = 0.0
-    """Of work per unit."""
+    """Of work per unit, of a core's time."""
+
+    waiting_s: float = 0.0
+    """Of waiting per unit, as for a server."""
 
     log: Path | None = field(default=None)
     """A line for every unit that was made."""
@@ -102,6 +105,7 @@ class Maker:
                 outcome = {"status": "written", "sha256": chip_hash(chips[row["row"]])}
             ledger.append({**{name: row[name] for name in FROM_MANIFEST}, **outcome})
         work(self.seconds)
+        time.sleep(self.waiting_s)
         if self.log:
             with self.log.open("a") as file:
                 file.write(f"{rows[0]['unit']}\n")
