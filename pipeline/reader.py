@@ -30,7 +30,7 @@ from pipeline.bands import (
 )
 from pipeline.grid import utm_box_lonlat
 from pipeline.radiometry import harmonise, looks_like_decibel, offset_flags, radar_flags, to_centi_db
-from pipeline.reader_faults import diagnose
+from pipeline.reader_faults import Answer, diagnose
 from pipeline.reader_gdal import gdal_path, keep_signatures_out_of_logs
 from pipeline.reader_stackstac import StackstacEngine
 from pipeline.reader_types import Engine, Finish, Header, Patience, Pixels, ReadError, Source, Window
@@ -135,14 +135,18 @@ class Reader:
                     array[group] = _mosaic([layers[item.id][number].pop(group) for item in look.items], fill)
         return Read(arrays=tuple(arrays), flags=odd)
 
-    def labels(self, hrefs: Sequence[str], window: Window, *, missing: int) -> NDArray[np.uint8]:
-        """(y, x) at 10 m: the classes of a label collection, nearest neighbour; `missing` where there is none.
+    def labels(
+        self, hrefs: Sequence[str], window: Window, *, missing: int, resolution_m: int = 10
+    ) -> NDArray[np.uint8]:
+        """(y, x) at 10 m or coarser: classes of a label collection, nearest neighbour; `missing` where there is none.
 
         Raises:
             ReadError: A map could not be read.
         """
         sources = [
-            Source(item="label", band="map", href=href, resolution_m=10, fill=np.uint8(0), nodata=0, smooth=False)
+            Source(
+                item="label", band="map", href=href, resolution_m=resolution_m, fill=np.uint8(0), nodata=0, smooth=False
+            )
             for href in hrefs
         ]
         read = self._read(sources, (window,), finish=_as_it_is)
@@ -161,11 +165,12 @@ class Reader:
             todo = [sources[number] for number in missing]
             hrefs, results = self._attempt(todo, windows, finish)
             faults: list[tuple[Source, ReadError]] = []
+            told: dict[str, Answer] = {}
             for number, href, result in zip(missing, hrefs, results, strict=True):
                 if isinstance(result, Pixels):
                     done[number] = result
                 else:
-                    faults.append((sources[number], diagnose(result, href, self.patience)))
+                    faults.append((sources[number], diagnose(result, href, self.patience, told)))
             if not faults:
                 return [done[number] for number in range(len(sources))]
             self._report(faults)

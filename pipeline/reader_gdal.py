@@ -12,13 +12,18 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
 from pipeline.grid import transform_of
 from pipeline.reader_types import Header, Patience, ReadError, Source, Window
 from pipeline.redaction import Redacting
+
+READ_ERRORS: Final = (RasterioError, CPLE_BaseError, OSError, ReadError, NotGeoreferencedWarning)
+"""What opening, warping and reading raise; a failed request in between shows as almost any of GDAL's own errors."""
 
 _FETCH: Final = itertools.count()
 _REDACTING: Final = Redacting()

@@ -20,14 +20,13 @@ import stackstac
 from dask.array import Array
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as PixelWindow
 from stackstac.rio_env import LayeredEnv
 from stackstac.rio_reader import AutoParallelRioReader, SelfCleaningDatasetReader, ThreadLocalRioDataset
 
 from pipeline.grid import utm_box_lonlat
-from pipeline.reader_gdal import fill_nodata, gdal_options, header_of, warp_arguments
+from pipeline.reader_gdal import READ_ERRORS, fill_nodata, gdal_options, header_of, warp_arguments
 from pipeline.reader_types import Finish, Header, Patience, Pixels, ReadError, Source, Window
 from pipeline.reader_window import READ_THREADS
 
@@ -149,7 +148,7 @@ class _BlockReader(AutoParallelRioReader):  # type: ignore[misc]  # stackstac ha
             with self.gdal_env.read:
                 pixels = self.dataset.read(window=window, out_dtype=self.dtype, masked=False, **more)
                 return np.asarray(pixels[0])
-        except (RasterioError, OSError, ReadError, NotGeoreferencedWarning) as error:
+        except READ_ERRORS as error:
             _RUNNING[self.computation].errors[self.url] = error
             return np.full((int(window.height), int(window.width)), self.fill_value, self.dtype)
 

@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from pipeline.reader_gdal import copy_pixels, fill_nodata, gdal_options, header_of, is_aligned, warp_pixels
-from pipeline.reader_types import Finish, Patience, Pixels, ReadError, Source, Window
+from pipeline.reader_gdal import READ_ERRORS, copy_pixels, fill_nodata, gdal_options, header_of, is_aligned, warp_pixels
+from pipeline.reader_types import Finish, Patience, Pixels, Source, Window
 
 READ_THREADS = min(16, 4 * (os.cpu_count() or 4))
 """Each waits for a server most of the time."""
@@ -50,7 +49,7 @@ def _read(source: Source, path: str, windows: tuple[Window, ...], finish: Finish
                 pixels = fill_nodata(read(dataset, header, source, window), header, source)
                 arrays.append(finish(source, pixels))
         return Pixels(arrays=tuple(arrays), header=header)
-    except (RasterioError, OSError, ReadError, NotGeoreferencedWarning) as error:
+    except READ_ERRORS as error:
         return error
 
 

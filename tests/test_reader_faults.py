@@ -102,7 +102,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
         screen=ScreenRules(max_cloud_fraction=0.2, min_valid_fraction=0.99),
         side_m=SIDE_M,
         reader=name,
-        patience=Patience(attempts=3, backoff_s=0.05, timeout_s=0.5, longest_wait_s=5),
+        patience=Patience(attempts=3, backoff_s=0.05, timeout_s=5, longest_wait_s=5),
     )
     with FaultyServer(tmp_path) as server:
         served = {
@@ -152,6 +152,29 @@ def test_a_pause_that_the_server_asks_for_is_kept(site: Site) -> None:
     assert min(one.at_s for one in asked if one.status == 206 and one.at_s > last_refusal) >= last_refusal + 1
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_request_that_fails_while_a_file_is_opened_is_no_broken_file(site: Site, status: int) -> None:
+    # The first request finds the file; the second, for its header, is refused.
+    site.server.faults = {"S2_B08": Fault(status=status, after=1, times=2)}
+    _, table = site.build()
+    assert {row["error"] for row in table} == {""}
+
+
+def test_what_is_no_picture_is_tried_once(site: Site) -> None:
+    site.server.faults = {"S2_B08": Fault(edit=lambda content: b"<html>not here</html>" * 9999)}
+    _, table = site.build()
+    assert all("item S2, band B08" in row["error"] and "not recognized" in row["error"] for row in table)
+    assert len([one for one in site.server.asked if "B08" in one.path]) <= 5
+
+
+def test_a_server_without_time_is_asked_once_how_long_to_wait(site: Site) -> None:
+    site.server.faults = {"S2_B": Fault(status=503, retry_after_s=60)}
+    _, table = site.build()
+    assert statuses(table) == {"failed"}
+    refused = [one for one in site.server.asked if one.status == 503]
+    assert len(refused) == 12 * 2 + 1  # once by each asset, again by GDAL, and once for the pause
+
+
 def test_a_pause_that_is_too_long_is_not_waited_for(site: Site) -> None:
     site.server.faults = {"S1_VV": Fault(status=503, retry_after_s=3600)}
     _, table = site.build()
@@ -185,6 +208,8 @@ def test_a_pause_that_is_too_long_is_not_waited_for(site: Site) -> None:
     ],
 )
 def test_what_lasts_fails_every_cell_and_is_made_up_for_later(site: Site, fault: Fault, said: str) -> None:
+    timeout_s = 0.5 if fault.hang_s else 5.0
+    site.recipe = replace(site.recipe, patience=replace(site.recipe.patience, attempts=2, timeout_s=timeout_s))
     site.server.faults = {"S2_B08": replace(fault)}
     chips, table = site.build()
     assert chips == {}
@@ -194,6 +219,7 @@ def test_what_lasts_fails_every_cell_and_is_made_up_for_later(site: Site, fault:
     assert {row["clear_fraction"] for row in table} == {1.0}
     assert len([one for one in site.server.asked if "B08" in one.path]) < 200
     site.server.mend()
+    site.recipe = replace(site.recipe, patience=replace(site.recipe.patience, timeout_s=5.0))
     chips, table = site.build()
     assert statuses(table) == {"written"}
     fresh = Site(site.server, site.folder, site.items, site.recipe)
