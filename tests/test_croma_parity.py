@@ -1,19 +1,14 @@
 """Outputs equal those of torchgeo's CROMA, which equals the reference bit for bit.
 
-Only the one file is taken from torchgeo's wheel, named by the variable TORCHGEO_WHEEL: installing torchgeo would bring
-dozens of packages. What that file imports and does not compute with is stood in for.
+Only the one file is taken from torchgeo's wheel, named by the variable TORCHGEO_WHEEL.
 """
 
 from __future__ import annotations
 
-import enum
 import os
-import sys
 import types
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,6 +19,7 @@ from torch.nn import functional
 import model.alibi
 from model.croma import Croma
 from model.released import from_torchgeo, to_torchgeo
+from tests.torchgeo_croma import load_torchgeo
 
 TOLERANCE = 1e-5  # ten times the float32 noise seen, a fifth of what the smallest fault below makes
 NAMES = {
@@ -36,41 +32,15 @@ NAMES = {
 }
 
 
-def rearrange(tensor: torch.Tensor, pattern: str, **sizes: int) -> torch.Tensor:
-    """The three patterns that the file uses of einops."""
-    if pattern == "b n (h d) -> b h n d":
-        return tensor.unflatten(-1, (sizes["h"], -1)).transpose(1, 2)
-    if pattern == "b h n d -> b n (h d)":
-        return tensor.transpose(1, 2).flatten(2)
-    assert pattern == "b c (h i) (w j) -> b (h w) (c i j)", pattern
-    cut = tensor.unflatten(3, (-1, sizes["j"])).unflatten(2, (-1, sizes["i"]))
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
 @pytest.fixture(scope="module")
-def torchgeo_croma() -> Iterator[types.ModuleType]:
+def torchgeo_croma() -> types.ModuleType:
     """torchgeo.models.croma of the wheel."""
     wheel = os.environ.get("TORCHGEO_WHEEL", "")
     require_server(
         Path(wheel).is_file(),
         "no torchgeo wheel: pip download --no-deps torchgeo==0.8.1, and name the file in TORCHGEO_WHEEL",
     )
-    source = zipfile.ZipFile(wheel).read("torchgeo/models/croma.py")
-    stand_ins: dict[str, dict[str, Any]] = {
-        "einops": {"rearrange": rearrange},
-        "torchvision": {},
-        "torchvision.models": {},
-        "torchvision.models._api": {"Weights": lambda **_values: object(), "WeightsEnum": enum.Enum},
-    }
-    absent = [name for name in stand_ins if name not in sys.modules]
-    for name in absent:
-        sys.modules[name] = types.ModuleType(name)
-        vars(sys.modules[name]).update(stand_ins[name])
-    module = types.ModuleType("torchgeo_croma")
-    exec(compile(source, "torchgeo/models/croma.py", "exec"), vars(module))
-    yield module
-    for name in absent:
-        del sys.modules[name]
+    return load_torchgeo(wheel)
 
 
 def theirs_and_ours(torchgeo: types.ModuleType, size_px: int, **sizes: int) -> tuple[nn.Module, Croma]:
