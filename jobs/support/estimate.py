@@ -61,6 +61,9 @@ MANIFEST_BYTES: Final = 0.5
 LEDGER_BYTES: Final = 250.0
 """Of the chip table at rest, per candidate: hash, 28 statistics, fractions."""
 
+_CELLS_AT_ONCE: Final = 8_000_000
+"""So many cells are collected before those that are the same are put together."""
+
 NODE_MB_S: Final = 1250.0
 """Ten gigabits per second."""
 
@@ -161,10 +164,13 @@ def workload_of(
         expected += float(kept_share[place].sum())
         seen.update(np.unique(part["shard"].to_numpy()).tolist())
         cells_seen.append(np.unique((epsg << 48) | ((column + (1 << 23)) << 24) | (row + (1 << 23))))
+        if sum(map(len, cells_seen)) > _CELLS_AT_ONCE:
+            cells_seen = [np.unique(np.concatenate(cells_seen))]
+        # A unit's rows follow each other.
         keys = np.column_stack([epsg, column // block_cells, row // block_cells, pair_numbers[place]])
-        _, first, unit = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        rejected += float((1 - kept_share[place[first]]).sum())
-        extent = _extent(column, unit, len(first)) * _extent(row, unit, len(first))
+        starts = np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(axis=1)))[: len(look)]
+        rejected += float((1 - kept_share[place[starts]]).sum())
+        extent = _extent(column, starts) * _extent(row, starts)
         for area, number in zip(*np.unique(extent, return_counts=True), strict=True):
             areas[int(area)] = areas.get(int(area), 0) + int(number)
     return Workload(
@@ -402,12 +408,11 @@ def _kept_shares(looks: pa.Table, cloud_percent: Mapping[str, float], limit: flo
     return 1 - np.asarray(clouds, np.float64).reshape(-1) / 100 * (1 - limit)
 
 
-def _extent(values: NDArray[np.int64], groups: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-    """From the least to the greatest value of each group, both included."""
-    low, high = np.full(number, np.iinfo(np.int64).max), np.full(number, np.iinfo(np.int64).min)
-    np.minimum.at(low, groups.ravel(), values)
-    np.maximum.at(high, groups.ravel(), values)
-    return np.asarray(high - low + 1)
+def _extent(values: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From the least to the greatest value of each run, both included."""
+    if not len(values):
+        return values
+    return np.asarray(np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts) + 1)
 
 
 def _per_chip(curve: Curve, side: float) -> tuple[float, float, float]:
