@@ -2,6 +2,12 @@
 
 A write is seen whole or not at all, and can be told to fail where something already is; everything that must
 survive a kill or a second writer rests on these two.
+
+Credentials and endpoints are taken from the environment of each process, the driver's and the cluster's nodes', under
+the names that other tools use. S3: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION` (or a role of the
+machine); for servers other than Amazon's `AWS_ENDPOINT`, and `AWS_ALLOW_HTTP=true` where it has no TLS. Azure:
+`AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or `AZURE_STORAGE_SAS_TOKEN` (or an identity of the
+machine); `AZURE_STORAGE_ENDPOINT` and `AZURE_ALLOW_HTTP` likewise. Google: `GOOGLE_SERVICE_ACCOUNT`.
 """
 
 from __future__ import annotations

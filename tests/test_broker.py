@@ -465,6 +465,28 @@ def test_the_added_time_of_a_block_is_small(cluster: tuple[Cluster, TokenServer]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_broker_that_nobody_calls_ends_and_the_next_to_call_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**broker.ACTOR_OPTIONS, "name": "idle-broker"}
+    monkeypatch.setattr(broker, "ACTOR_OPTIONS", options)
+    monkeypatch.setattr(broker, "_IDLE_S", 1.0)
+    access = ClusterAccess(SPEC)
+    with access.turn("https://a.example/x"):
+        first = access.state()["process"]
+
+    def has_ended() -> bool:
+        try:
+            os.kill(first, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    until(has_ended)
+    with access.turn("https://a.example/x"):
+        assert access.state()["process"] != first
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("broker_elsewhere")
 def test_the_death_of_the_brokers_node_is_survived_with_all_that_it_knew(cluster: tuple[Cluster, TokenServer]) -> None:
     nodes, server = cluster
