@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
+from model.augmentation import draw_squares, resize_squares
 from model.croma import CromaPretraining
 from model.losses import ContrastiveGradient, Losses, Projections, num_ranks
 from model.masking import Masks, draw_masks
@@ -47,6 +48,12 @@ class StepSettings:
 
     augment: bool = True
     """Flip and turn."""
+
+    scale_sides_px: tuple[int, int] | None = None
+    """Scale augmentation: of each window take a random square with a side from the first to the second, and bring it to
+    `scaled_px`. The paper has 60 to 180, of windows of 180 px. Unset: the window as it comes."""
+
+    scaled_px: int = 120
 
     max_gradient_norm: float = 1.0
     """Longer gradients are shortened to this."""
@@ -124,6 +131,9 @@ def pretraining_inputs(
     optical, radar = prepare(batch, normalisation, keys=keys if settings.augment else None)
     if optical is None or radar is None:
         raise ValueError("pretraining needs both sensors in every batch")
+    if settings.scale_sides_px is not None:
+        squares = draw_squares(keys, optical.shape[-1], settings.scale_sides_px)
+        optical, radar = (resize_squares(image, squares, settings.scaled_px) for image in (optical, radar))
     num_patches = (optical.shape[-2] // settings.patch_px) * (optical.shape[-1] // settings.patch_px)
     masks = draw_masks(keys, num_patches, mask_fraction=settings.mask_fraction, shared=settings.shared_masks)
     return optical, radar, masks
