@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.windows import from_bounds
 
-from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS
+from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS, RESOLUTION_M
 from pipeline.chips import Recipe, build_unit, reading_groups
 from pipeline.grid import Cell, cells_bounds
 from pipeline.ingest import build_shard
@@ -285,3 +285,41 @@ def peak_of_a_block(folder: Path) -> str:
 def highest_rss_mb() -> float:
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+@pytest.mark.parametrize(
+    ("added", "said", "flags"),
+    [(0, 0, ""), (1000, 1000, ""), (1000, 0, "offset_suspect"), (0, 1000, "double_offset_suspect")],
+)
+def test_an_offset_that_is_not_as_said_is_flagged_and_recorded(
+    added: int, said: int, flags: str, tmp_path: Path
+) -> None:
+    optical, radar = scene(tmp_path / "scenes", NORTH, said)
+    dark = np.random.default_rng(0)
+    for group, bands in NATIVE_GROUPS.items():
+        pixel = RESOLUTION_M[group]
+        for band in bands:
+            values = dark.integers(50, 700, (600 // pixel, 600 // pixel)).astype(np.uint16) + np.uint16(added)
+            place = {"epsg": 32633, "left": 299_940, "top": 5_400_060}
+            write_tif(Path(optical.assets[band]), values, **place, pixel_m=pixel, nodata=0)
+    table = built(tmp_path / "store.zarr", NORTH, (optical, radar)).chips().to_pylist()
+    assert {row["status"] for row in table} == {"written"}
+    # What a unit's pixels say goes for all its chips; here four units of four cells, each with few pixels.
+    assert {row["flags"] for row in table} <= {flags, ""}
+    recipe = replace(RECIPE, screen=replace(RECIPE.screen, on_suspect="reject"))
+    whole = [
+        {
+            "row": number,
+            "cell": cell.id,
+            "pair": "pair",
+            "unit": "unit",
+            "split": "train",
+            "optical_items": ["S2"],
+            "radar_items": ["S1"],
+        }
+        for number, cell in enumerate(cells(NORTH))
+    ]
+    chips, ledger = build_unit(whole, {"S2": optical, "S1": radar}, recipe)
+    assert {row["flags"] for row in ledger} == {flags}
+    assert {row["reason"] for row in ledger} == ({"suspect"} if flags else {""})
+    assert len(chips) == (0 if flags else 16)
