@@ -16,7 +16,7 @@ from ray.train.torch import get_device, prepare_model
 from torch import distributed
 
 from jobs.support.job import log_to_stderr
-from model.croma import CONFIGS, CromaPretraining
+from model.croma import CONFIGS, CromaPretraining, Objective
 from model.normalisation import Normalisation
 from model.pretrained import load, load_weights, restore_pretraining, save, to_checkpoint
 from model.training import StepSettings, build_optimizer, learning_rate, train_step
@@ -33,7 +33,8 @@ def train_worker(plan: dict[str, Any]) -> None:
 
     Args:
         plan: Plain values: size, epochs, global_batch, num_samples (per epoch), peak_learning_rate, warmup_fraction,
-            weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads, losses_url.
+            weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads, losses_url; where they
+            differ from the defaults, objective (of `Objective`) and recompute (activation checkpointing).
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -41,7 +42,8 @@ def train_worker(plan: dict[str, Any]) -> None:
         torch.set_num_threads(plan["threads"])
     torch.manual_seed(plan["step"]["seed"])
     normalisation = Normalisation.from_dict(plan["normalisation"])
-    pretraining = CromaPretraining(CONFIGS[plan["size"]])
+    pretraining = CromaPretraining(CONFIGS[plan["size"]], Objective(**plan.get("objective", {})))
+    pretraining.croma.recompute_activations(plan.get("recompute", False))
     model = prepare_model(pretraining)
     optimizer = build_optimizer(pretraining, weight_decay=plan["weight_decay"])
     first_epoch, samples_seen = _resume(pretraining, optimizer)
