@@ -200,5 +200,6 @@ def _moments(pixels: NDArray[np.generic], nodata: int, *, unit: float) -> tuple[
         return float("nan"), float("nan")
     # Sums of whole numbers below 2 ** 53 are exact, in whatever order they are added.
     mean = float(values.sum()) / values.size
-    variance = float(values @ values) / values.size - mean**2
+    # Not by a dot product, for which BLAS would wake all its threads.
+    variance = float(np.square(values).sum()) / values.size - mean**2
     return mean / unit, max(variance, 0.0) ** 0.5 / unit
