@@ -47,6 +47,11 @@ class Receipt:
     error: str = ""
     """Why the shard could not be written; then it is not done."""
 
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many candidates came to each status."""
+        return {"written": self.written, "rejected": self.rejected, "failed": self.failed}
+
 
 MakeUnit = Callable[
     [Sequence[Mapping[str, Any]], Mapping[str, Item]], tuple[Mapping[int, ChipArrays], Sequence[LedgerRow]]

@@ -22,6 +22,8 @@ CELLS_PER_AREA: Final = 64
 FEW_CELLS: Final = 20_000
 """Up to so many are paired in this process, which takes some seconds."""
 
+_TABLES: Final = ("candidates", "looks", "rejections")
+
 _AREAS_AT_ONCE: Final = 64
 """Areas whose items are on their way to tasks at a time."""
 
@@ -30,6 +32,7 @@ _AREAS_AT_ONCE: Final = 64
 class Matched:
     """What came of pairing an area."""
 
+    num_cells: int
     candidates: pa.Table
     """`CANDIDATES_SCHEMA`: the pairs."""
 
@@ -46,7 +49,7 @@ def match_cells(
     """`pair_cells` as tables."""
     pairs, rejections = pair_cells(cells, optical, radar, rules)
     candidates, looks = candidates_of(pairs)
-    return Matched(candidates=candidates, looks=looks, rejections=rejections_table(rejections))
+    return Matched(num_cells=len(cells), candidates=candidates, looks=looks, rejections=rejections_table(rejections))
 
 
 def match_areas(
@@ -68,10 +71,11 @@ def _match_wave(areas: Sequence[ray.ObjectRef[Any]], rules: PairRules) -> Iterat
     def work(number: int) -> dict[str, Any]:
         cells, optical, radar = ray.get(areas[number])
         matched = match_cells(cells, optical, radar, rules)
-        return {name: _to_bytes(getattr(matched, name)) for name in Matched.__slots__}
+        return {"num_cells": matched.num_cells, **{name: _to_bytes(getattr(matched, name)) for name in _TABLES}}
 
     for row in on_cluster(work, range(len(areas))):
-        yield Matched(**{name: pa.ipc.open_stream(row[name]).read_all() for name in Matched.__slots__})
+        tables = {name: pa.ipc.open_stream(row[name]).read_all() for name in _TABLES}
+        yield Matched(num_cells=row["num_cells"], **tables)
 
 
 def _to_bytes(table: pa.Table) -> bytes:

@@ -34,7 +34,14 @@ NEVER = {
 
 # Where in `pipeline` and in the jobs themselves an engine appears; `jobs/support` is free to use them.
 WHERE = {
-    "ray": ("pipeline/ingest*.py", "pipeline/feed*.py", "jobs/*.py"),
+    # Work that is spread over the cluster, and the actor that all of it asks; Ray Data's own noise.
+    "ray": (
+        *(
+            f"pipeline/{name}*.py"
+            for name in ("ingest", "feed", "search", "matching", "label_fractions", "broker", "quiet")
+        ),
+        "jobs/*.py",
+    ),
     # Pixels of archives are read in the reader only, those of other datasets where they are imported. The simulator
     # writes the archive that is read.
     "rasterio": ("pipeline/reader*.py", "pipeline/imports/rasters.py", "pipeline/simulation/*.py"),

@@ -127,7 +127,14 @@ def pair_offer(offer: Offer, settings: RegionBuild, rules: PairRules, candidates
     """
     optical, radar = (acquisitions(offer.items[sensor]) for sensor in _SENSORS)
     candidates.reject(offer.chosen.rejections)
-    for matched in match_areas(offer.chosen.cells, optical, radar, rules):
+    areas = progress(
+        match_areas(offer.chosen.cells, optical, radar, rules),
+        total=len(offer.chosen.cells),
+        what="cells",
+        stage="pair",
+        amount=lambda matched: matched.num_cells,
+    )
+    for matched in areas:
         candidates.add(matched)
     pairs, reasons = candidates.planner.num_rows, dict(candidates.reasons)
     log.info("%d pairs; not taken: %s", pairs, reasons or "none")
@@ -144,7 +151,7 @@ def _search(
     cache: Objects | None,
 ) -> SearchResult:
     def watch(coming: Any, *, total: int, what: str) -> Any:
-        return progress(coming, total=total, what=what) if total > 1 else coming
+        return progress(coming, total=total, what=what, stage=f"search {sensor}") if total > 1 else coming
 
     found = search_region(archive, sensor, region, period, access_spec=access_of(settings), cache=cache, watch=watch)
     log.info("%d %s items; %d of %d pieces from the cache", len(found.items), sensor, found.from_cache, found.pieces)

@@ -14,8 +14,9 @@ import ray
 
 from jobs.support.progress import progress
 from jobs.support.settings import JobSettings, parse
+from pipeline.access import HostUnavailable, SigningRefused
 from pipeline.catalog import SearchError
-from pipeline.signing import redact
+from pipeline.redaction import Redacting, redact
 
 __all__ = ["JobError", "connect", "log_to_stderr", "progress", "run_job"]
 
@@ -36,7 +37,7 @@ def run_job(settings_class: type[J], main: Callable[[J], None]) -> None:
     signal.signal(signal.SIGTERM, _ended)
     try:
         main(settings)
-    except (JobError, SearchError, ValueError, OSError) as error:
+    except (JobError, SearchError, HostUnavailable, SigningRefused, ValueError, OSError) as error:
         log.debug("failed", exc_info=True)
         sys.stderr.write(f"error: {redact(str(error))}\n")
         raise SystemExit(1) from None
@@ -53,6 +54,8 @@ def _ended(number: int, _: FrameType | None) -> None:
 def log_to_stderr() -> None:
     """One line per message; for drivers, and for actors that speak for them."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Redacting())
 
 
 def connect(settings: JobSettings) -> None:

@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 
 from jobs.support.candidates import Candidates, Offer, access_of, ask_archive, pair_offer
 from jobs.support.cell_choice import Wanted
+from jobs.support.dataset_report import write_dataset_report
 from jobs.support.driver_lease import is_gone, kept_alive, owner
 from jobs.support.job import JobError, connect, progress
 from jobs.support.region_settings import RegionBuild
 from jobs.support.run_record import RunRecord
+from jobs.support.store_catalog import write_catalog
 from jobs.support.targets import Mode, target_of
 from pipeline.appends import leave_out_earlier, plan_retry
 from pipeline.chips import Recipe
@@ -32,6 +34,7 @@ from pipeline.versions import Version, begin
 
 log = logging.getLogger(__name__)
 
+REPORT = "report.html"
 _FAILURES_SHOWN = 10
 
 
@@ -52,15 +55,12 @@ def build_store(
         JobError: Too many chips failed; what was written is kept, and a rerun redoes their shard groups.
         StoreError: The store holds another layout or another request, or somebody else is building it.
     """
-    layout = Layout(
-        side_px=settings.side_px,
-        shard_chips=settings.shard_chips,
-        codec=settings.codec,
-        labels={name: LABEL_CLASSES[name] for name in wanted.labels},
-    )
+    layout = layout_of(settings, wanted)
     target = target_of(url, layout, request, mode)
     if target.version is not None and target.version.state == "sealed":
         log.info("%s version %d is complete already: nothing to do", url, target.number)
+        # A run that was killed after sealing may have left it undescribed.
+        _describe(target.version, record, again=False)
         record.results.update(reused=True, **summary(target.version))
         return target.version
     with _planned(settings, url, target.number, wanted, record, needed=target.needs_search) as prepared:
@@ -76,8 +76,20 @@ def build_store(
             _check_failures(version, settings)
             with record.stage("seal"):
                 version.seal()
+            with record.stage("describe"):
+                _describe(version, record, again=True)
     record.results.update(reused=False, **summary(version))
     return version
+
+
+def layout_of(settings: RegionBuild, wanted: Wanted) -> Layout:
+    """Of the store that is built."""
+    return Layout(
+        side_px=settings.side_px,
+        shard_chips=settings.shard_chips,
+        codec=settings.codec,
+        labels={name: LABEL_CLASSES[name] for name in wanted.labels},
+    )
 
 
 def rules_of(settings: RegionBuild, wanted: Wanted) -> PairRules:
@@ -170,11 +182,20 @@ def _build(version: Version, settings: RegionBuild) -> None:
     if done:
         log.info("%d of %d shards are there from an earlier run", done, len(version.shards()))
     left = len(version.shards()) - done
-    for receipt in progress(build(version, recipe), total=left, what="shards"):
-        log.info(
-            "shard %d: %d written, %d rejected, %d failed, %.1f s",
-            receipt.shard, receipt.written, receipt.rejected, receipt.failed, receipt.seconds,
-        )  # fmt: skip
+    for receipt in progress(
+        build(version, recipe), total=left, what="shards", stage="build", outcomes=lambda receipt: receipt.outcomes
+    ):
+        log.debug("shard %d: %s, %.1f s", receipt.shard, receipt.outcomes, receipt.seconds)
+
+
+def _describe(version: Version, record: RunRecord, *, again: bool) -> None:
+    """For other tools, and for people; what is there already is left alone, unless the report is to be made again."""
+    record.outputs["catalog"] = write_catalog(version)
+    place = Objects.at(record.directory)
+    if again or not place.exists(REPORT):
+        write_dataset_report(version, place, name=REPORT)
+    record.outputs["report"] = f"{place.url}/{REPORT}"
+    log.info("described in %(catalog)s and shown in %(report)s", record.outputs)
 
 
 def _check_failures(version: Version, settings: RegionBuild) -> None:
