@@ -14,7 +14,7 @@ from pipeline.archives import Archive
 from pipeline.catalog_client import Catalog, Patience, SearchError
 from pipeline.catalog_footprints import ItemError
 from pipeline.catalog_items import offset_dn, parse_item, slim, wanted_fields
-from pipeline.catalog_results import Found, Noted, Refused, resolve
+from pipeline.catalog_results import Found, Noted, Refused, judge, settle
 from pipeline.search_pieces import Piece, pieces_of
 from pipeline.types import Item, Sensor
 
@@ -77,7 +77,7 @@ def search(
     ]
     if not features:
         require_collection(catalog, collection, access)
-    found = resolve(features, archive, sensor, region, period)
+    found = settle(judge(features, archive, sensor, region, period))
     return found.items, [(entry.item, entry.reason) for entry in found.refused]
 
 

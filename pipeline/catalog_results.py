@@ -49,14 +49,18 @@ class Found:
     noted: list[Noted]
 
 
-def resolve(
+Judged = dict[str, Parsed | Refused | None]
+"""Id -> what became of an item; None where nobody asked for it."""
+
+
+def judge(
     features: Iterable[Feature],
     archive: Archive,
     sensor: Sensor,
     region: BaseGeometry,
     period: tuple[datetime, datetime],
-) -> Found:
-    """The items of a region and period among what a server answered, whatever it filtered itself.
+) -> Judged:
+    """What a server answered, without what lies elsewhere, whatever it filtered itself.
 
     Args:
         features: In any order; of an item that comes twice the later one counts.
@@ -66,7 +70,7 @@ def resolve(
         period: Half-open, UTC.
     """
     shapely.prepare(region)
-    judged: dict[str, Parsed | Refused | None] = {}
+    judged: Judged = {}
     for feature in features:
         name = str(feature.get("id") or "")
         try:
@@ -76,6 +80,11 @@ def resolve(
             continue
         asked_for = period[0] <= one.item.datetime < period[1] and region.intersects(one.item.footprint)
         judged[name] = one if asked_for else None
+    return judged
+
+
+def settle(judged: Judged) -> Found:
+    """What is used in the end of all that was answered."""
     kept, replaced = newest_processing(entry for _, entry in sorted(judged.items()) if isinstance(entry, Parsed))
     refused = [entry for entry in judged.values() if isinstance(entry, Refused)]
     kept.sort(key=lambda one: (one.item.datetime, one.item.id))

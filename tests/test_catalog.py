@@ -20,7 +20,7 @@ from pipeline.bands import OPTICAL_BANDS, RADAR_BANDS
 from pipeline.catalog import ItemError, SearchError, offset_dn, parse_item, require_account, search
 from pipeline.catalog_footprints import Feature
 from pipeline.catalog_items import parse, slim
-from pipeline.catalog_results import Found, resolve
+from pipeline.catalog_results import Found, judge, settle
 from pipeline.regions import parse_period, parse_region
 from pipeline.types import Sensor
 from tests.catalog_items import optical_item
@@ -72,7 +72,7 @@ def in_degrees_elsewhere(feature: Feature) -> dict[str, Any]:
 
 
 def resolved(found: list[dict[str, Any]], region: shapely.Geometry = EVERYWHERE) -> Found:
-    return resolve(found, PLANETARY_COMPUTER, "optical", region, ALWAYS)
+    return settle(judge(found, PLANETARY_COMPUTER, "optical", region, ALWAYS))
 
 
 def test_every_recorded_answer_with_items_is_in_the_table(shared_data: Path) -> None:
@@ -91,7 +91,8 @@ def test_recorded_answers_are_understood_or_refused_with_the_reason(
     shared_data: Path, name: str, archive: str, sensor: Sensor
 ) -> None:
     understood, refused = RECORDED[name, archive, sensor]
-    found = resolve(features(shared_data / "stac" / name), archive_named(archive), sensor, EVERYWHERE, ALWAYS)
+    answer = features(shared_data / "stac" / name)
+    found = settle(judge(answer, archive_named(archive), sensor, EVERYWHERE, ALWAYS))
     assert (len(found.items), len(found.refused), found.noted) == (understood, sum(refused.values()), [])
     for reason, count in refused.items():
         assert sum(reason in entry.reason for entry in found.refused) == count, found.refused
@@ -311,7 +312,8 @@ def test_what_lies_outside_the_region_or_the_period_is_not_taken() -> None:
     late = optical_item("late", datetime(2023, 2, 1, tzinfo=UTC), 10, 50)
     away = optical_item("away", datetime(2023, 1, 5, tzinfo=UTC), 12, 50)
     period = parse_period("2023-01")
-    found = resolve([inside, late, away], PLANETARY_COMPUTER, "optical", parse_region("10.2,50.2,10.4,50.4"), period)
+    region = parse_region("10.2,50.2,10.4,50.4")
+    found = settle(judge([inside, late, away], PLANETARY_COMPUTER, "optical", region, period))
     assert ([item.id for item in found.items], found.refused) == (["in"], [])
 
 

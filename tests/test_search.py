@@ -30,7 +30,7 @@ from pipeline.access import DirectAccess, HostUnavailable
 from pipeline.archives import archive_named
 from pipeline.catalog import Catalog, Patience, SearchError, search, search_piece
 from pipeline.catalog_items import parse, slim
-from pipeline.catalog_results import resolve
+from pipeline.catalog_results import judge, settle
 from pipeline.limits import HostLimits
 from pipeline.objects import Objects
 from pipeline.regions import parse_period, parse_region
@@ -245,7 +245,7 @@ def test_what_is_kept_reads_as_stac_and_is_the_same(shared_data: Path, tmp_path:
         answer = recall(cache, key, piece, Freshness(), now)
         assert answer is not None
         everywhere, always = shapely.box(-180, -90, 180, 90), parse_period("2000/2100")
-        one, other = (resolve(f, PC, sensor, everywhere, always) for f in (features, answer.features))
+        one, other = (settle(judge(f, PC, sensor, everywhere, always)) for f in (features, answer.features))
         assert one == other
         assert len(one.items) + len(one.refused) == len(features)
         table = next(path for path in cache.list() if path.startswith(key) and path.endswith(".parquet"))
