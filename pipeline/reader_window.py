@@ -1,8 +1,9 @@
 """Direct windows: each asset opened once by a thread of a pool, its windows read and finished there.
 
-Measured against async-geotiff on obstore, over HTTP with 40 ms latency at blocks of 8 x 8 chips: that takes a quarter
-fewer requests and, with idle cores, a third less time; the same bytes and more processor time. It cannot warp, so that
-GDAL would have to stay beside it; it was not worth a second way to open, sign, retry and fail.
+Measured against async-geotiff on obstore, over HTTP with 40 ms latency at blocks of 8 x 8 chips: that takes 1.0 requests
+per chip instead of 1.7, a tenth fewer bytes, a tenth more processor time and, with idle cores, 8 ms instead of 13; with
+busy cores the two are alike. It cannot warp, so that GDAL would have to stay beside it: not worth a second way to open,
+sign, retry and fail.
 """
 
 from __future__ import annotations
