@@ -94,7 +94,7 @@ class Planner:
             looks: What was seen of these cells: columns of `LOOKS_SCHEMA` but `look`.
             split: Codes of their splits, where they are known already.
         """
-        codes = _pack(epsg, column, cell_row)
+        codes = _codes(epsg, column, cell_row)
         numbers = self._looks.number(looks)[np.asarray(look)]
         if split is None:
             split = self._split(codes)
@@ -111,7 +111,7 @@ class Planner:
         pairs: Sequence[str],
     ) -> None:
         """Cells and pairs that get no row again, because an earlier version has them; `pair` counts in `pairs`."""
-        codes = _pack(epsg, column, cell_row)
+        codes = _codes(epsg, column, cell_row)
         numbers = self._looks.number_known(pairs)[np.asarray(pair)]
         size = len(codes)
         self._take(_Rows(codes, numbers, np.zeros(size, np.float32), np.zeros(size, np.uint8)))
@@ -428,10 +428,10 @@ def _joined(rows: Sequence[_Rows]) -> _Rows:
     )
 
 
-def _pack(
+def _codes(
     epsg: NDArray[np.integer[Any]], column: NDArray[np.integer[Any]], cell_row: NDArray[np.integer[Any]]
 ) -> NDArray[np.uint64]:
-    """Cells, or blocks, as one number each.
+    """Cells as one number each.
 
     Raises:
         ValueError: A zone is none, or a cell lies too far from its zone's origin.
@@ -443,6 +443,13 @@ def _pack(
     ):
         if values.size and (values.min() < low or values.max() > high):
             raise ValueError(f"no cell of a UTM zone: {values.min()} to {values.max()} is not within {low} to {high}")
+    return _pack(epsg, column, cell_row)
+
+
+def _pack(
+    epsg: NDArray[np.integer[Any]], column: NDArray[np.integer[Any]], cell_row: NDArray[np.integer[Any]]
+) -> NDArray[np.uint64]:
+    """Cells, or blocks, as one number each."""
     codes = (np.asarray(epsg) - _FIRST_EPSG).astype(np.uint64) << np.uint64(2 * _FIELD_BITS)
     codes |= (np.asarray(column) + _FIELD_OFFSET).astype(np.uint64) << np.uint64(_FIELD_BITS)
     codes |= (np.asarray(cell_row) + _FIELD_OFFSET).astype(np.uint64)
