@@ -183,6 +183,21 @@ def losses_and_gradients(model: torch.nn.Module, part: slice) -> tuple[torch.Ten
     return torch.stack([each.detach() for each in losses]), {name: each.grad for name, each in named}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_loss_over_ranks_compiles_without_a_graph_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = new_model()
+    optical, radar, keys = whole_batch()
+    # One process that takes the way of many.
+    monkeypatch.setattr("model.losses.num_ranks", lambda: 2)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        explained = torch._dynamo.explain(model)(optical, radar, draw_masks(keys, 16))
+    finally:
+        distributed.destroy_process_group()
+        torch.compiler.reset()
+    assert explained.graph_break_count == 0
+
+
 def run_rank(rank: int, num_ranks: int, folder: str, gathered_gradient: bool) -> None:
     """What one process of several does; results go to files."""
     torch.set_num_threads(1)
