@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from azure.storage.blob import BlobServiceClient, generate_container_sas
-from conftest import require_server
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from seaweed import free_ports
-from token_server import TokenServer, token_server
+
+from tests.conftest import require_server
+from tests.seaweed import free_ports
+from tests.token_server import TokenServer, token_server
 
 DOMAIN = ".blob.core.windows.net"
 

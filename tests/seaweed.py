@@ -17,9 +17,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import obstore
-from conftest import require_server
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
+
+from tests.conftest import require_server
 
 WEED = Path(sys.executable).with_name("weed")
 BUCKET = "chips"

@@ -18,13 +18,9 @@ import planetary_computer
 import pytest
 import rasterio
 import requests
-from azurite import AzuriteLab, azurite_lab
 from numpy.typing import NDArray
 from planetary_computer.sas import TOKEN_CACHE
 from rasterio.windows import Window
-from sample_chips import LAYOUT, make_chip
-from small_stores import Candidate, write_store
-from token_server import sdk_settings
 
 from pipeline import broker
 from pipeline.access import Access, SigningRefused
@@ -35,6 +31,10 @@ from pipeline.objects import Objects
 from pipeline.redaction import Redacting, describe, redact
 from pipeline.store import ShardReader, Store
 from pipeline.versions import Version
+from tests.azurite import AzuriteLab, azurite_lab
+from tests.sample_chips import LAYOUT, make_chip
+from tests.small_stores import Candidate, write_store
+from tests.token_server import sdk_settings
 
 OPTICAL, RADAR, STORE = "sentinel2l2a01", "sentinel1euwestrtc", "chipstore"
 FREE = HostLimits(rate_per_s=1e6, burst=1_000_000, turns=100)

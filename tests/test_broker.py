@@ -18,7 +18,6 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from token_server import TokenServer, sdk_settings, token_server
 
 from pipeline import broker
 from pipeline.access import DirectAccess, HostUnavailable, SigningRefused, host_of
@@ -33,6 +32,7 @@ from pipeline.broker import (
 )
 from pipeline.limits import HostLimits
 from pipeline.signing import Container, container_of
+from tests.token_server import TokenServer, sdk_settings, token_server
 
 HREF = "https://sentinel2l2a01.blob.core.windows.net/sentinel2-l2/32/U/MV/B02.tif"
 OTHER = "https://sentinel1euwestrtc.blob.core.windows.net/sentinel1-grd-rtc/GRD/vv.tif"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import require_server
 from torch import nn
 from torch.nn import functional
 
 import model.alibi
 from model.croma import Croma
 from model.released import from_torchgeo, to_torchgeo
+from tests.conftest import require_server
 from tests.torchgeo_croma import load_torchgeo
 
 TOLERANCE = 1e-5  # ten times the float32 noise seen, a fifth of what the smallest fault below makes

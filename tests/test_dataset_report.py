@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
-from sample_chips import LAYOUT, make_chip
-from small_stores import MOMENT, Candidate, write_store
 
 from jobs.support.chip_pictures import coloured, true_colour, views
 from jobs.support.chip_places import centres, footprints, georeferences, unrolled
@@ -28,6 +26,8 @@ from pipeline.statistics import BandStatistics
 from pipeline.store import Store
 from pipeline.types import ChipArrays
 from pipeline.versions import Version, begin
+from tests.sample_chips import LAYOUT, make_chip
+from tests.small_stores import MOMENT, Candidate, write_store
 
 SIDE_M = LAYOUT.side_px * 10
 FIRST = cell_at(11.5, 48.2, side_m=SIDE_M)

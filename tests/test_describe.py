@@ -12,9 +12,6 @@ import matplotlib.image
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ROOT
-from sample_chips import LAYOUT, make_chip
-from small_stores import Candidate, write_store
 
 from jobs import describe
 from jobs.support.description import cell_lines, describe_cell, describe_row, open_version, row_lines, row_picture
@@ -26,6 +23,9 @@ from pipeline.layout import Layout
 from pipeline.manifest import ITEMS_SCHEMA, MANIFEST_SCHEMA, REJECTIONS_SCHEMA
 from pipeline.store import Store, StoreError
 from pipeline.versions import Version, begin
+from tests.conftest import ROOT
+from tests.sample_chips import LAYOUT, make_chip
+from tests.small_stores import Candidate, write_store
 
 SIDE_M = LAYOUT.side_px * 10
 HERE = cell_at(13.41, 52.52, side_m=SIDE_M)

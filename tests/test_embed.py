@@ -23,7 +23,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from referencing import Registry
 from referencing.jsonschema import DRAFT7
 from rio_cogeo import cog_validate
-from small_stores import Candidate, write_model, write_store
 
 from jobs.embed import Embed, chips_request, main
 from jobs.support.dense_map import MapGrid
@@ -40,6 +39,7 @@ from pipeline.layout import Layout
 from pipeline.regions import parse_region
 from pipeline.store import chip_hash
 from pipeline.types import ChipArrays
+from tests.small_stores import Candidate, write_model, write_store
 
 # Ray warns of its own settings whenever it copies them.
 pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context")

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
-from small_stores import Candidate, write_model, write_store
 
 from jobs.evaluate import Evaluate, main
 from jobs.support.bootstrap import draw_groups, group_confusions, interval, resampled_scores, scores_of
@@ -36,6 +35,7 @@ from pipeline.screening import band_statistics
 from pipeline.store import Store
 from pipeline.types import ChipArrays
 from pipeline.versions import latest_sealed
+from tests.small_stores import Candidate, write_model, write_store
 
 # Ray warns of its own settings whenever it copies them.
 pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context")

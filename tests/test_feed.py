@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 import ray
 from numpy.testing import assert_array_equal
-from sample_chips import make_chip
 
 from pipeline.chip_table import chip_table
 from pipeline.epochs import crop_windows, sample_order
@@ -21,6 +20,7 @@ from pipeline.feed import Batch, ChipSource, Feed, cut_batches, num_samples, rea
 from pipeline.layout import Layout
 from pipeline.store import Store, StoreError
 from pipeline.versions import Version, begin
+from tests.sample_chips import make_chip
 
 # Ray warns of its own settings whenever it copies them.
 pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context")

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aligned_datasets import read_tif, state_of, write_ssl4eo_v11
 from numpy.testing import assert_array_equal
 
 from jobs.import_dataset import ImportDataset, main
@@ -28,6 +27,7 @@ from pipeline.feed import Feed, read_chips, training_samples
 from pipeline.store import Store
 from pipeline.verification import verify_shard
 from pipeline.versions import Version, latest_sealed
+from tests.aligned_datasets import read_tif, state_of, write_ssl4eo_v11
 
 ROOT = Path(__file__).resolve().parent.parent
 

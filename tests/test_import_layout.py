@@ -11,7 +11,6 @@ import pytest
 import torch
 import xarray as xr
 from numpy.testing import assert_array_equal
-from sample_chips import make_chip
 
 from jobs.support.encoder import check_units, encode
 from jobs.support.windows import cut_windows, window_corners
@@ -23,6 +22,7 @@ from pipeline.epochs import Window, crop_windows, sample_order
 from pipeline.feed import Feed, cut_batches, whole_batches
 from pipeline.layout import Layout
 from pipeline.store import Store
+from tests.sample_chips import make_chip
 
 FINE = Layout(side_px=64, shard_chips=4, optical_level="l1c", optical_grid="10m", grid=None)
 

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
-from aligned_datasets import read_tif, write_ssl4eo_v11, write_tif
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
@@ -29,6 +28,7 @@ from pipeline.imports.samples import Choices, Look, Reading, Sample, Source, Unf
 from pipeline.layout import Layout
 from pipeline.splits import SplitRules, split_of
 from pipeline.types import ChipArrays, ChipError
+from tests.aligned_datasets import read_tif, write_ssl4eo_v11, write_tif
 
 BOTH = Choices()
 RULES = SplitRules(block_cells=4, val_fraction=0.2, test_fraction=0.2, buffer_cells=1, seed=3)

@@ -16,9 +16,6 @@ import pyarrow as pa
 import pytest
 import xarray as xr
 import zarr
-from sample_chips import LAYOUT, make_chip
-from seaweed import BUCKET, Seaweed, seaweed
-from small_stores import Candidate, _ledger_row, _manifest_row, write_store
 
 from pipeline.chip_table import chip_table
 from pipeline.grid import Cell
@@ -27,6 +24,9 @@ from pipeline.manifest import ITEMS_SCHEMA, MANIFEST_SCHEMA, REJECTIONS_SCHEMA
 from pipeline.objects import Objects
 from pipeline.store import ShardReader, Store, StoreError, chip_hash
 from pipeline.versions import Version, begin
+from tests.sample_chips import LAYOUT, make_chip
+from tests.seaweed import BUCKET, Seaweed, seaweed
+from tests.small_stores import Candidate, _ledger_row, _manifest_row, write_store
 
 NUM_ROWS = 10
 CANDIDATES = [

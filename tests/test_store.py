@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
 from numpy.testing import assert_array_equal
-from sample_chips import LAYOUT, make_chip
 
 from pipeline.layout import Layout
 from pipeline.objects import Objects
 from pipeline.shards import ABSENT, decode_chunk, encode_chunk, join_chunks, read_index
 from pipeline.store import ShardReader, Store, StoreError, chip_hash
 from pipeline.types import ChipArrays
+from tests.sample_chips import LAYOUT, make_chip
 
 
 def assert_same_chip(got: ChipArrays, expected: ChipArrays) -> None:

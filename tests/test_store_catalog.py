@@ -21,11 +21,8 @@ import shapely
 import stac_geoparquet.arrow
 import xarray
 import zarr
-from conftest import ROOT
 from jsonschema import Draft7Validator
 from referencing import Registry, Resource
-from sample_chips import LAYOUT, make_chip
-from small_stores import Candidate, write_store
 
 from jobs.support.store_catalog import write_catalog
 from pipeline.chip_table import FROM_MANIFEST, chip_table
@@ -34,6 +31,9 @@ from pipeline.layout import Layout
 from pipeline.manifest import ITEMS_SCHEMA, MANIFEST_SCHEMA, REJECTIONS_SCHEMA
 from pipeline.store import Store, StoreError
 from pipeline.versions import Version, begin
+from tests.conftest import ROOT
+from tests.sample_chips import LAYOUT, make_chip
+from tests.small_stores import Candidate, write_store
 
 SIDE_M = LAYOUT.side_px * 10
 PLACES = [(11.5, 48.2), (11.6, 48.2), (-70.3, -54.0), (179.9999, -16.5), (-179.9, -16.5), (12.5, 48.0), (3.0, 0.0)]

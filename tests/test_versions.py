@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_chips import LAYOUT, make_chip
 
 from pipeline.canonical import canonical_hash, differences
 from pipeline.chip_table import chip_table
 from pipeline.store import Store, StoreError
 from pipeline.versions import Version, begin, latest, latest_sealed
+from tests.sample_chips import LAYOUT, make_chip
 
 REQUEST = {"region": [1.0, 2.0], "limits": {"cloud": 0.1, "days": 3}}
 NOTHING = pa.table({"id": pa.array([], pa.string())})
