@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.alibi import distance_bias, grid_bias, patch_positions, slopes
 from model.croma import BASE, CONFIGS, LARGE, TINY, Croma, CromaConfig, CromaPretraining, Objective
@@ -227,6 +229,33 @@ def test_attention_is_softmax_of_scaled_products_plus_bias() -> None:
             logits = logits if given_bias is None else logits + given_bias[sample, head]
             expected[sample, :, part] = logits.softmax(dim=-1) @ v[sample, :, part]
         torch.testing.assert_close(attend(q, k, v, given_bias, 3), expected)
+
+
+class Outputs(TorchDispatchMode):
+    """Sizes of all tensors that operations make, and the names of the operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most_numbers = 0
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(each, torch.Tensor) and not func.is_view:
+                self.most_numbers = max(self.most_numbers, each.numel())
+        self.names.add(func.name())
+        return made
+
+
+def test_scores_of_all_samples_and_heads_never_lie_in_memory() -> None:
+    croma, samples, patches = Croma(SMALL), 5, 24 * 24
+    with Outputs() as seen:
+        outputs = croma(*images(192, 192, samples=samples))
+        outputs["joint_embedding"].sum().backward()
+    assert any("flash" in name and "backward" in name for name in seen.names), seen.names
+    bias = SMALL.heads * patches**2
+    assert bias <= seen.most_numbers < samples * bias
 
 
 def test_an_embedding_sees_distances_between_patches_not_their_places() -> None:
