@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 NOTES_SCHEMA = pa.schema([("item", pa.string()), ("used", pa.bool_()), ("note", pa.string())])
 """What was wrong with an item of the catalog, and whether it is used all the same."""
 
-_NOTES_SHOWN = 10
+_NOTES_SHOWN = 5
 
 _SENSORS: tuple[Sensor, Sensor] = ("optical", "radar")
 
@@ -155,10 +155,8 @@ def _search(
 
     found = search_region(archive, sensor, region, period, access_spec=access_of(settings), cache=cache, watch=watch)
     log.info("%d %s items; %d of %d pieces from the cache", len(found.items), sensor, found.from_cache, found.pieces)
-    for refused in found.refused[:_NOTES_SHOWN]:
-        log.warning("item %s is not used: %s", refused.item, refused.reason)
-    for noted in found.noted[:_NOTES_SHOWN]:
-        log.warning("item %s: %s", noted.item, noted.what)
+    _say_notes("are not used", [(entry.item, entry.reason) for entry in found.refused])
+    _say_notes("were mended", [(entry.item, entry.what) for entry in found.noted])
     if not found.items:
         collection = archive.optical_collection if sensor == "optical" else archive.radar_collection
         raise JobError(
@@ -166,6 +164,13 @@ def _search(
             "check both against the archive's coverage"
         )
     return found
+
+
+def _say_notes(what: str, notes: Sequence[tuple[str, str]]) -> None:
+    if notes:
+        log.warning("%d items %s; all of them are in the version's item_notes.parquet", len(notes), what)
+    for item, note in notes[:_NOTES_SHOWN]:
+        log.warning("item %s: %s", item, note)
 
 
 def _notes(found: Iterable[SearchResult]) -> pa.Table:

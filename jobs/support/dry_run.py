@@ -33,7 +33,7 @@ def say_plan(settings: RegionBuild, wanted: Wanted) -> Estimate:
     found = estimate(
         workload,
         layout_of(settings, wanted),
-        reader=settings.reader,
+        reader=settings.reading.reader,
         limits=access_of(settings).storage,
         signed=offer.archive.signing != "none",
     )

@@ -176,14 +176,19 @@ def _build(version: Version, settings: RegionBuild) -> None:
         access=access_of(settings),
         side_m=settings.side_px * PIXEL_M,
         labels={n: [(h, bytes.fromhex(w)) for h, w in maps] for n, maps in plan["labels"].items()},
-        reader=settings.reader,
+        reader=settings.reading.reader,
+        patience=settings.reading.patience(),
     )
     done = len(version.finished_shards())
     if done:
         log.info("%d of %d shards are there from an earlier run", done, len(version.shards()))
     left = len(version.shards()) - done
     for receipt in progress(
-        build(version, recipe), total=left, what="shards", stage="build", outcomes=lambda receipt: receipt.outcomes
+        build(version, recipe, cpus_per_task=settings.cpus_per_task),
+        total=left,
+        what="shards",
+        stage="build",
+        outcomes=lambda receipt: receipt.outcomes,
     ):
         log.debug("shard %d: %s, %.1f s", receipt.shard, receipt.outcomes, receipt.seconds)
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from jobs.support.settings import Group, JobSettings
 from pipeline.broker import AccessSpec
 from pipeline.limits import HostLimits
+from pipeline.reader import Patience
 from pipeline.regions import parse_region
 
 
@@ -137,6 +138,26 @@ def _with(limits: HostLimits, values: Mapping[str, float | int | None]) -> HostL
     return replace(limits, **given)
 
 
+class Reading(Group):
+    """How pixels are read."""
+
+    reader: Literal["window", "stackstac"] = "window"
+    """What reads: windows of the files themselves, or stackstac; their pixels are equal."""
+
+    attempts: int = Field(default=4, ge=1)
+    """How often a read that may pass is tried."""
+
+    timeout_s: float = Field(default=30.0, gt=0)
+    """How long one request may take, seconds."""
+
+    longest_wait_s: float = Field(default=120.0, gt=0)
+    """A server that asks for a longer pause is given up for this run, seconds."""
+
+    def patience(self) -> Patience:
+        """How long a read is tried."""
+        return Patience(attempts=self.attempts, timeout_s=self.timeout_s, longest_wait_s=self.longest_wait_s)
+
+
 class Splits(Group):
     """Train, val and test by blocks of cells."""
 
@@ -157,7 +178,8 @@ class RegionBuild(JobSettings):
     """What decides the chips of a region and period."""
 
     archive: str = "planetary-computer"
-    """planetary-computer, earth-search, or the URL of a STAC API with Planetary Computer's collections."""
+    """planetary-computer, earth-search, earth-search/sentinel-2-c1-l2a, or the URL of a STAC API with Planetary
+    Computer's collections."""
 
     region: str = ""
     """Where, always to be given: a GeoJSON file, or west,south,east,north in degrees."""
@@ -183,8 +205,11 @@ class RegionBuild(JobSettings):
     screening: Screening = Screening()
     """What the pixels of a chip must be like to be kept."""
 
-    reader: Literal["window", "stackstac"] = "window"
-    """What reads the pixels: windows of the files themselves, or stackstac; on Sentinel-2's grid they are equal."""
+    reading: Reading = Reading()
+    """How pixels are read."""
+
+    cpus_per_task: float = Field(default=1.0, gt=0)
+    """CPUs that Ray sets aside for each task, which builds one shard and reads with several threads."""
 
     politeness: Politeness = Politeness()
     """What an archive's hosts are asked for at most, by the whole cluster together."""
@@ -205,9 +230,9 @@ class RegionBuild(JobSettings):
 
     @model_validator(mode="after")
     def _where_and_when(self) -> Self:
-        for name in ("region", "period"):
-            if self.builds and not getattr(self, name):
-                raise ValueError(f"{name} is required and was not given")
+        missing = [name for name in ("region", "period") if self.builds and not getattr(self, name)]
+        if missing:
+            raise ValueError("\n".join(f"{name} is required and was not given" for name in missing))
         return self
 
     @model_validator(mode="after")
@@ -221,7 +246,7 @@ class RegionBuild(JobSettings):
 FILES: Final = (("sampling", "file"), ("sampling", "land"), ("exclude", "areas"))
 """Settings that name a file whose content decides the store's."""
 
-_HOW: Final = {"max_failed_fraction", "politeness", "search_cache"}
+_HOW: Final = {"max_failed_fraction", "politeness", "reading", "cpus_per_task", "search_cache"}
 """Settings that change nothing in what is built."""
 
 
