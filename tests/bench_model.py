@@ -139,6 +139,10 @@ def main() -> None:
     """Measure what the arguments name (inference, 504, pretraining, preprocessing, memory), or all."""
     torch.set_num_threads(THREADS)
     wanted = set(sys.argv[1:]) or {"inference", "504", "pretraining", "preprocessing", "memory"}
+    with_torchgeo = "TORCHGEO_WHEEL" in os.environ
+    if not with_torchgeo:
+        say("no TORCHGEO_WHEEL: nothing to compare inference with")
+        wanted -= {"inference", "504"}
     say(f"{'CPU seconds':34} {'theirs':>9} {'ours':>9} {'CPU ratio (range)':>19} {'wall':>7}")
     for size_px, (samples, rounds) in INFERENCE.items():
         if ("504" if size_px == 504 else "inference") in wanted:
@@ -149,7 +153,7 @@ def main() -> None:
         report("preparing a batch | its step", preprocessing(), PRETRAINING_ROUNDS)
     if "memory" in wanted:
         say(f"{'peak MiB over model and input':34} {'theirs':>9} {'ours':>9}")
-        for size_px, (samples, _) in INFERENCE.items():
+        for size_px, (samples, _) in INFERENCE.items() if with_torchgeo else ():
             theirs, ours = (peak_bytes(inference, (size_px, samples, name)) for name in ("torchgeo", "ours"))
             say(f"{f'forward, base, {size_px} px, batch {samples}':34} {theirs / 2**20:9.0f} {ours / 2**20:9.0f}")
         theirs, ours = (peak_bytes(pretraining, (name,)) for name in ("as it reads", "ours"))
