@@ -30,6 +30,12 @@ lint: setup  ## ruff and mypy --strict
 
 bench: setup  ## measure alternatives against each other
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench_pairing
+	$(BIN)/python -m tests.bench_planning 1000000 10000000
+	$(BIN)/python -m tests.bench_engine 8 8.0
+	$(BIN)/python -m tests.bench_sealing
+	$(BIN)/python -m tests.bench_reading
+	$(BIN)/python -m tests.bench_model
 
 clean:  ## remove the environment and what runs left behind
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
