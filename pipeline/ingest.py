@@ -56,7 +56,7 @@ class Receipt:
 MakeUnit = Callable[
     [Sequence[Mapping[str, Any]], Mapping[str, Item]], tuple[Mapping[int, ChipArrays], Sequence[LedgerRow]]
 ]
-"""From the rows of a unit and their items to its chips, by row, and to what became of each row."""
+"""From the rows of a unit and their items to its chips, by row, and to what became of each row, but for the hash."""
 
 
 def by_recipe(recipe: Recipe) -> MakeUnit:
@@ -93,8 +93,9 @@ def build_shard(
     rows, statistics = list[LedgerRow](), BandStatistics()
     # From here on the shard is not done, whatever an earlier run has said of it.
     version.withdraw_part(shard)
-    Store.open(version.url).write_shard(shard, _chips(manifest, items_from_table(items), make, rows, statistics))
-    part = chip_table(rows)
+    chips = _chips(manifest, items_from_table(items), make, rows, statistics)
+    hashes = Store.open(version.url).write_shard(shard, chips)
+    part = chip_table({**row, "sha256": hashes.get(row["row"], "")} for row in rows)
     version.write_part(shard, part, statistics=statistics)
     return _receipt(shard, part, seconds=round(time.monotonic() - start, 3))
 

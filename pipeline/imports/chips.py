@@ -17,7 +17,6 @@ from pipeline.imports.samples import Reading, Unfit
 from pipeline.imports.sources import SOURCES
 from pipeline.layout import Layout
 from pipeline.screening import band_statistics
-from pipeline.store import chip_hash
 from pipeline.types import ChipArrays, Item
 
 _NO_PIXELS = {
@@ -86,7 +85,7 @@ def _outcome(reading: Reading, layout: Layout, min_valid_fraction: float) -> dic
     if seen["reason"]:
         return {"status": REJECTED, **seen}
     means, deviations = band_statistics({**_NO_PIXELS, **reading})
-    return {"status": WRITTEN, "sha256": chip_hash(reading), "mean": means, "std": deviations, **seen}
+    return {"status": WRITTEN, "mean": means, "std": deviations, **seen}
 
 
 def _planned(row: Mapping[str, Any]) -> dict[str, Any]:
