@@ -73,7 +73,7 @@ class _Search:
         answer = Answer(searched_at=searched_at, features=features)
         if cache is not None:
             keep(cache, _key(self.archive, self.sensor, piece), piece, answer, self.archive, self.sensor)
-        log.info("%s %s: %d items", self.archive.name, piece.name, len(features))
+        log.debug("%s %s: %d items", self.archive.name, piece.name, len(features))
         return answer
 
 

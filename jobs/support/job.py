@@ -56,6 +56,8 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     for handler in logging.getLogger().handlers:
         handler.addFilter(Redacting())
+    # It times its own steps, one search piece after another.
+    logging.getLogger("stac_geoparquet").setLevel(logging.WARNING)
 
 
 def connect(settings: JobSettings) -> None:
