@@ -118,7 +118,7 @@ def _jobs(settings: Demo, outputs: DemoOutputs, place: Place) -> dict[str, dict[
             "seed": settings.seed,
         },
         "evaluate": {
-            "model": f"{outputs.run}/model.pt",
+            "model": f"{outputs.run}/model.safetensors",
             "store": outputs.store,
             "label": "worldcover",
             "window_px": 72,
@@ -129,7 +129,7 @@ def _jobs(settings: Demo, outputs: DemoOutputs, place: Place) -> dict[str, dict[
         },
         "embed": {
             **common,
-            "model": f"{outputs.run}/model.pt",
+            "model": f"{outputs.run}/model.safetensors",
             "region": place.embed_region,
             "period": place.embed_period,
             "out": outputs.embeddings,

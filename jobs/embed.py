@@ -4,7 +4,7 @@ Builds the region's chips first, one pair of looks per cell. Run the same comman
 
 Example:
     ray job submit --working-dir . -- python jobs/embed.py \
-        model=s3://bucket/runs/base/model.pt region=region.geojson period=2023-07 out=s3://bucket/embeddings/2023-07
+        model=s3://bucket/runs/base/model.safetensors region=region.geojson period=2023-07 out=s3://bucket/embeddings/2023-07
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jobs.support.embedding import (
     write_maps,
     written_chips,
 )
-from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model, quiet
+from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model
 from jobs.support.job import JobError, connect, run_job
 from jobs.support.region_build import build_store
 from jobs.support.region_settings import RegionBuild, content_request
@@ -32,6 +32,7 @@ from jobs.support.run_record import RunRecord, recorded
 from pipeline.canonical import differences
 from pipeline.grid import PIXEL_M, Cell, cells_covering
 from pipeline.objects import Objects
+from pipeline.quiet import quiet_data
 from pipeline.regions import parse_period, parse_region
 from pipeline.splits import SplitRules
 from pipeline.store import Store
@@ -54,7 +55,7 @@ class Embed(RegionBuild):
     """Embed a region and period: a row per cell in GeoParquet, and a map of patch encodings every 80 m."""
 
     model: str
-    """The model.pt that pretrain wrote: a path or s3://, az://, gs://."""
+    """The model.safetensors that pretrain wrote: a path or s3://, az://, gs://."""
 
     out: str
     """Directory for the chips, embeddings.parquet, coverage.parquet and the maps."""
@@ -109,7 +110,7 @@ def _embed(
     store, chips = Store.open(version.url), written_chips(version)
     side_m = settings.side_px * PIXEL_M
     connect(settings)
-    quiet()
+    quiet_data()
     cells = [Cell.from_id(cell, side_m=side_m) for cell in chips["cell"].to_pylist()]
     with open_maps(cells, model) as maps:
         with record.stage("embed"), maps:

@@ -2,7 +2,7 @@
 
 Example:
     ray job submit --working-dir . -- python jobs/evaluate.py \
-        model=s3://bucket/runs/base/model.pt store=s3://bucket/labelled.zarr out=s3://bucket/evaluations/base
+        model=s3://bucket/runs/base/model.safetensors store=s3://bucket/labelled.zarr out=s3://bucket/evaluations/base
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model, quiet
+from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model
 from jobs.support.evaluation import (
     check_windows,
     count_windows,
@@ -36,6 +36,7 @@ from jobs.support.settings import JobSettings
 from jobs.support.windows import KEPT
 from pipeline.canonical import differences
 from pipeline.objects import Objects
+from pipeline.quiet import quiet_data
 from pipeline.store import Store
 from pipeline.versions import Version, latest_sealed
 
@@ -49,7 +50,7 @@ class Evaluate(JobSettings):
     """Score a model's embeddings on labelled chips that training never saw, beside two baselines."""
 
     model: str
-    """The model.pt that pretrain wrote: a path or s3://, az://, gs://."""
+    """The model.safetensors that pretrain wrote: a path or s3://, az://, gs://."""
 
     store: str
     """Chip store with labels and with train, val and test splits."""
@@ -148,7 +149,7 @@ def _evaluate(
 def _windows(settings: Evaluate, store: Store, version: Version) -> pa.Table:
     """All windows, said on the log; refused where they cannot be probed."""
     connect(settings)
-    quiet()
+    quiet_data()
     windows = find_windows(
         store, version, label=settings.label, window_px=settings.window_px, min_majority=settings.min_majority
     )

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import ray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.support.job import JobError, connect, run_job
-from jobs.support.pretraining import TrainingPlan, export_model, fit, say_plan
+from jobs.support.model_files import WEIGHTS_FILE
+from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exported, say_plan, window_px
 from jobs.support.run_record import recorded
-from jobs.support.settings import JobSettings
+from jobs.support.settings import Group, JobSettings
 from pipeline.canonical import differences
 from pipeline.feed import Feed, num_samples
 from pipeline.objects import Objects
@@ -27,6 +28,32 @@ from pipeline.store import Store
 from pipeline.versions import Version, latest_sealed
 
 log = logging.getLogger("pretrain")
+
+
+class Objectives(Group):
+    """What pretraining minimises."""
+
+    contrastive_weight: float = Field(default=1.0, ge=0)
+    """Weight of the contrastive loss; 0 leaves it out."""
+
+    reconstruction_weight: float = Field(default=1.0, ge=0)
+    """Weight of the reconstruction loss; 0 leaves out the joint encoder and the decoder."""
+
+    target_statistics: Literal["shared", "per_sensor"] = "shared"
+    """Whether reconstruction targets are normalised over both sensors' values of a patch, as in the reference, or over
+    each sensor's."""
+
+    joint_self_bias: Literal["radar", "cross"] = "radar"
+    """Distances in the joint encoder's self-attention; cross is what the reference does under masks."""
+
+    gathered_gradient: bool = True
+    """Whether gradients flow through other workers' features; the reference lets none through."""
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        if self.contrastive_weight == self.reconstruction_weight == 0:
+            raise ValueError("objective: both weights are 0")
+        return self
 
 
 class Pretrain(JobSettings):
@@ -39,7 +66,8 @@ class Pretrain(JobSettings):
     """Sealed version of the store; unset: the newest."""
 
     out: str
-    """Directory of the run: checkpoints, losses and model.pt; a shared file system or an object store on a cluster."""
+    """Directory of the run: checkpoints, losses and model.safetensors; on a cluster a shared file system or an object
+    store."""
 
     size: Literal["tiny", "base", "large"] = "base"
     """Size of the model."""
@@ -77,6 +105,29 @@ class Pretrain(JobSettings):
     mask_fraction: float = Field(default=0.75, gt=0, lt=1)
     """Fraction of the patches hidden, for each sensor on its own."""
 
+    shared_masks: bool = False
+    """Hide the same patches of both sensors."""
+
+    augment: bool = True
+    """Flip and turn crops."""
+
+    scale_augmentation: bool = False
+    """Bring a random square, of half to one and a half times the side of a crop, to the crop's size; reads windows half
+    as large again. The paper has 60 to 180 pixels for crops of 120."""
+
+    objective: Objectives = Objectives()
+    """What is minimised."""
+
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Samples per worker whose activations are in memory at a time; unset: all of its share of the global batch. All
+    samples of the global batch are contrasted all the same, for a second pass through the encoders."""
+
+    recompute_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+
+    max_logit_scale: float | None = Field(default=None, gt=0)
+    """Keep the log of the inverse temperature at or below this; ln 100 = 4.6 is usual. Unset: free."""
+
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 on GPUs and float32 on CPUs."""
 
@@ -104,8 +155,11 @@ def main(settings: Pretrain) -> None:
     layout = Store.open(settings.store).layout
     if not (layout.has_optical and layout.has_radar):
         raise JobError(f"{settings.store} lacks a sensor; pretraining needs both")
-    if settings.crop_px > layout.side_px:
-        raise ValueError(f"crop_px={settings.crop_px} is larger than the store's chips of {layout.side_px} px")
+    if (side_px := window_px(settings.model_dump())) > layout.side_px:
+        with_scale = f", with scale_augmentation {side_px} px," if settings.scale_augmentation else ""
+        raise ValueError(
+            f"crop_px={settings.crop_px}{with_scale} is larger than the store's chips of {layout.side_px} px"
+        )
     if settings.global_batch % settings.num_workers:
         raise ValueError(f"global_batch={settings.global_batch} is no multiple of num_workers={settings.num_workers}")
     plan = _plan(settings, version)
@@ -116,7 +170,7 @@ def main(settings: Pretrain) -> None:
         out = Objects.at(settings.out)
         _claim(out, settings, version)
         record.inputs["store"] = {"url": settings.store, "version": version.number}
-        if out.exists("model.pt"):
+        if is_exported(out):
             log.info("%s holds a trained model already: nothing to do", settings.out)
             record.results["reused"] = True
             return
@@ -126,10 +180,10 @@ def main(settings: Pretrain) -> None:
         with record.stage("train"):
             result = fit(plan, out)
         with record.stage("export"):
-            digest = export_model(result.checkpoint, out)
-        record.outputs["model"] = {"url": f"{settings.out.rstrip('/')}/model.pt", "sha256": digest}
+            digest = export_model(result.checkpoint, plan, out)
+        record.outputs["model"] = {"url": f"{settings.out.rstrip('/')}/{WEIGHTS_FILE}", "sha256": digest}
         record.results.update(result.metrics or {}, reused=False)
-        log.info("trained: %s/model.pt (%s)", settings.out.rstrip("/"), digest[:12])
+        log.info("trained: %s/%s (%s)", settings.out.rstrip("/"), WEIGHTS_FILE, digest[:12])
 
 
 def _plan(settings: Pretrain, version: Version) -> TrainingPlan:
@@ -137,7 +191,7 @@ def _plan(settings: Pretrain, version: Version) -> TrainingPlan:
         url=settings.store,
         version=version.number,
         split="train",
-        crop_px=settings.crop_px,
+        crop_px=window_px(settings.model_dump()),
         crops_per_chip=settings.crops_per_chip,
         seed=settings.seed,
         batch_size=settings.global_batch // settings.num_workers,
@@ -168,7 +222,7 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
 
 def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
-    how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints"}
+    how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints", "recompute_activations"}
     elsewhere = {"dry_run", "ray_address", "run_dir", "out", *how}
     request: dict[str, Any] = {**settings.model_dump(mode="json", exclude=elsewhere), "version": version.number}
     try:

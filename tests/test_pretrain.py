@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +53,7 @@ def test_two_workers_train_and_the_same_command_goes_on(store: Path, tmp_path: P
     seen = [step["samples"] for step in steps]
     assert seen == [4 * (n + 1) for n in range(len(steps))]
     assert {step["epoch"] for step in steps} == {0, 1}
-    with (out / "model.pt").open("rb") as file:
+    with (out / "model.safetensors").open("rb") as file:
         croma, normalisation = restore(load(file))
     assert normalisation.source.startswith("training chips of")
     before = {name: value.clone() for name, value in croma.state_dict().items()}
@@ -61,9 +63,9 @@ def test_two_workers_train_and_the_same_command_goes_on(store: Path, tmp_path: P
     assert read_losses(Objects.at(out)) == steps
 
     # As if the run had been killed after its last checkpoint: it ends with the same weights, without another step.
-    (out / "model.pt").unlink()
+    (out / "model.safetensors").unlink()
     main(settings(store, out, num_workers=2, cpus_per_worker=0.5, crops_per_chip=2))
-    with (out / "model.pt").open("rb") as file:
+    with (out / "model.safetensors").open("rb") as file:
         again = restore(load(file))[0].state_dict()
     assert all(torch.equal(before[name], again[name]) for name in before)
     assert read_losses(Objects.at(out)) == steps
@@ -97,3 +99,40 @@ def test_statistics_of_chips_pool_to_those_of_all_their_pixels(store: Path) -> N
 def test_workers_that_leave_no_cpu_to_read_are_refused_at_once(store: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"num_workers=2 with cpus_per_worker=1 leave none of this machine's 2 CPUs"):
         main(settings(store, tmp_path / "run", num_workers=2))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_cluster")
+def test_every_way_of_training_ends_in_a_model(tmp_path: Path) -> None:
+    larger = replace(LAYOUT, side_px=48)
+    cells = [Cell(epsg=32633, column=100 + n, row=2000, side_m=480) for n in range(8)]
+    candidates = [Candidate(cell=cell, split="train") for cell in cells]
+    url = tmp_path / "chips.zarr"
+    write_store(str(url), larger, candidates, lambda row: make_chip(row, larger), request={}, statistics=True)
+    how = {
+        "scale_augmentation": "true",
+        "micro_batch": 2,
+        "recompute_activations": "true",
+        "shared_masks": "true",
+        "max_logit_scale": 4.6,
+        "objective.target_statistics": "per_sensor",
+        "objective.joint_self_bias": "cross",
+        "objective.gathered_gradient": "false",
+        "epochs": 1,
+    }
+    out = tmp_path / "run"
+    main(settings(url, out, **how))
+    assert len(read_losses(Objects.at(out))) == 2
+    assert (out / "model.safetensors").is_file()
+    item = json.loads((out / "model.stac.json").read_text())
+    assert item["properties"]["mlm:name"] == "CROMA tiny"
+    with pytest.raises(ValueError, match=r"crop_px=48, with scale_augmentation 72 px, is larger"):
+        main(settings(url, out, **{**how, "crop_px": 48}))
+
+
+def test_an_objective_without_any_weight_is_refused(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        settings(store, tmp_path, **{"objective.contrastive_weight": 0, "objective.reconstruction_weight": 0})
+    assert "both weights are 0" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_real_chips_are_built_overfitted_and_embedded(stac: str, real: RealArchi
     assert np.mean(losses[-third:]) < 0.9 * np.mean(losses[:third])
 
     out = tmp_path / "embedded"
-    embed.main(parse(embed.Embed, words(stac, real, place, model=run / "model.pt", out=out)))
+    embed.main(parse(embed.Embed, words(stac, real, place, model=run / "model.safetensors", out=out)))
     table = geopandas.read_parquet(out / "embeddings.parquet")
     assert len(table) >= 1
     vectors = np.stack(table["joint_embedding"].to_numpy()).astype(np.float32)

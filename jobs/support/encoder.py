@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -92,7 +91,7 @@ def load_model(url: str) -> LoadedModel:
     try:
         content = Objects.at(folder or ("/" if url.startswith("/") else ".")).get(name)
     except FileNotFoundError:
-        raise JobError(f"no model at {url}: give the model.pt that pretrain wrote") from None
+        raise JobError(f"no model at {url}: give the model.safetensors that pretrain wrote") from None
     try:
         croma, normalisation = pretrained.restore(pretrained.load(io.BytesIO(content)))
     except ValueError as error:
@@ -206,14 +205,6 @@ def encoded(
     )
     dataset.context.execution_options.preserve_order = True
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
-
-
-def quiet() -> None:
-    """Let Ray Data say nothing of its own: jobs show their own progress."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _devices(inference: Inference) -> tuple[bool, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from jobs.support.model_files import ITEM_FILE, WEIGHTS_FILE, write_model
 from jobs.support.training_loop import CHECKPOINT_FILE, train_worker
 from model import pretrained
 from model.normalisation import SSL4EO_S12, Normalisation, from_statistics
 from pipeline.chip_table import WRITTEN
 from pipeline.feed import Feed, training_samples
 from pipeline.objects import Objects
+from pipeline.quiet import quiet_data
+from pipeline.redaction import redact
 from pipeline.versions import Version
 
 log = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
 
     def train_data() -> ray.data.Dataset:
         # Called at every start of the workers, so a resumed run plans its own epochs.
-        _quiet_data()
+        quiet_data()
         return training_samples(feed, start_epoch=_epochs_done(out))
 
     trainer = TorchTrainer(
@@ -78,11 +81,9 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             "warmup_fraction": settings["warmup_fraction"],
             "weight_decay": settings["weight_decay"],
             "normalisation": _normalisation(plan).to_dict(),
-            "step": {
-                "seed": settings["seed"],
-                "mask_fraction": settings["mask_fraction"],
-                "bfloat16": bfloat16,
-            },
+            "step": _step_settings(settings, bfloat16=bfloat16),
+            "objective": settings["objective"],
+            "recompute": settings["recompute_activations"],
             "report_every_epochs": settings["report_every_epochs"],
             "threads": None if use_gpu else 1,
         },
@@ -103,16 +104,38 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
     return trainer.fit()
 
 
-def export_model(checkpoint: Checkpoint | None, out: Objects) -> str:
-    """Write model.pt, last of all: the weights without what only training needs. Returns the model's hash."""
+def _step_settings(settings: Mapping[str, Any], *, bfloat16: bool) -> dict[str, Any]:
+    """Of `model.training.StepSettings`."""
+    named = ("seed", "mask_fraction", "shared_masks", "max_logit_scale", "augment", "micro_batch")
+    crop_px = settings["crop_px"]
+    scaled = {"scale_sides_px": (crop_px // 2, window_px(settings)), "scaled_px": crop_px}
+    return {
+        **{name: settings[name] for name in named},
+        "bfloat16": bfloat16,
+        **(scaled if settings["scale_augmentation"] else {}),
+    }
+
+
+def window_px(settings: Mapping[str, Any]) -> int:
+    """Side of what is read of a chip, pixels of 10 m: more than the crop where its scale is to vary."""
+    crop_px: int = settings["crop_px"]
+    return crop_px * 3 // 2 if settings["scale_augmentation"] else crop_px
+
+
+def export_model(checkpoint: Checkpoint | None, plan: TrainingPlan, out: Objects) -> str:
+    """Write the weights without what only training needs, and what describes them; returns the model's hash."""
     assert checkpoint is not None, "a run that ended well has a checkpoint"
     with checkpoint.as_directory() as folder, (Path(folder) / CHECKPOINT_FILE).open("rb") as file:
         saved = pretrained.load(file)
     model, normalisation = pretrained.restore_pretraining(saved)
-    content = io.BytesIO()
-    pretrained.save(pretrained.to_checkpoint(model, normalisation), content)
-    out.put("model.pt", content.getvalue())
-    return pretrained.model_hash(model, normalisation)
+    return write_model(
+        out, model, normalisation, name=f"CROMA {plan.settings['size']}", trained_on=redact(plan.feed.url)
+    )
+
+
+def is_exported(out: Objects) -> bool:
+    """Whether a run has been trained to its end."""
+    return out.exists(WEIGHTS_FILE) and out.exists(ITEM_FILE)
 
 
 def read_losses(out: Objects) -> list[dict[str, float]]:
@@ -146,9 +169,3 @@ def _epochs_done(out: Objects) -> int:
         return 0
     newest = snapshot.get("latest_checkpoint_result")
     return int(newest["checkpoint_dir_name"].removeprefix("epoch-")) if newest else 0
-
-
-def _quiet_data() -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
