@@ -18,6 +18,9 @@ from ray.cluster_utils import Cluster
 from pipeline.versions import Version, latest_sealed
 from tests.building import ROOT, built, words
 
+MANY_SHARDS = {"shard_chips": 4}
+"""So that there are enough moments to be caught."""
+
 pytestmark = [
     pytest.mark.slow,
     # Ray's own settings object warns about its own fields when it is copied.
@@ -45,7 +48,7 @@ def cluster() -> Iterator[Cluster]:
 def undisturbed(cluster: Cluster, simulated_stac: str, tmp_path_factory: pytest.TempPathFactory) -> Version:
     """What every disturbed build must come to."""
     store = tmp_path_factory.mktemp("built") / "chips.zarr"
-    return built(simulated_stac, store)
+    return built(simulated_stac, store, **MANY_SHARDS)
 
 
 def assert_same(version: Version, expected: Version) -> None:
@@ -98,7 +101,7 @@ def meanwhile(act: Callable[[threading.Event], None]) -> tuple[threading.Thread,
 def build_while(act: Callable[[threading.Event], None], stac: str, store: Path) -> Version:
     thread, over = meanwhile(act)
     try:
-        built(stac, store)
+        built(stac, store, **MANY_SHARDS)
     finally:
         over.set()
         thread.join()
@@ -171,7 +174,12 @@ def test_a_driver_that_is_killed_is_followed_by_the_same_command(
     undisturbed: Version, cluster: Cluster, simulated_stac: str, tmp_path: Path
 ) -> None:
     store = tmp_path / "chips.zarr"
-    command = [sys.executable, "-m", "jobs.build_dataset", *words(simulated_stac, store, ray_address=cluster.address)]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.build_dataset",
+        *words(simulated_stac, store, ray_address=cluster.address, **MANY_SHARDS),
+    ]
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while driver.poll() is None and not list(store.glob("b10/c/*/0/0/0")):
         time.sleep(0.001)
@@ -179,4 +187,4 @@ def test_a_driver_that_is_killed_is_followed_by_the_same_command(
     driver.kill()
     driver.wait()
     assert Version(str(store), 1).state == "building"
-    assert_same(built(simulated_stac, store), undisturbed)
+    assert_same(built(simulated_stac, store, **MANY_SHARDS), undisturbed)
