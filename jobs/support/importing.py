@@ -7,7 +7,6 @@ import logging
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +14,16 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from jobs.support.driver_lease import is_gone, kept_alive, owner
-from jobs.support.job import JobError, connect, progress
+from jobs.support.job import JobError, connect
 from jobs.support.region_settings import Splits
 from jobs.support.run_record import RunRecord
 from jobs.support.settings import JobSettings
-from pipeline.chip_table import WRITTEN, ledger
+from jobs.support.version_stages import complete, describe, summary
+from pipeline.chip_table import WRITTEN
 from pipeline.imports.chips import ImportUnit
 from pipeline.imports.plan import manifest_parts, rejections_table, split_of_sample
 from pipeline.imports.samples import Choices, Found
 from pipeline.imports.sources import SOURCES, SourceName
-from pipeline.ingest import build
 from pipeline.layout import Layout
 from pipeline.manifest import ITEMS_SCHEMA
 from pipeline.objects import Objects
@@ -158,6 +157,7 @@ def import_store(settings: ImportSettings, record: RunRecord) -> Version:
     version = begin(settings.store, settings.request)
     if version.state == "sealed":
         log.info("%s version %d is complete already: nothing to do", settings.store, version.number)
+        describe(version, record, again=False)
         record.results.update(reused=True, **_summary(version))
         return version
     with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease):
@@ -167,11 +167,7 @@ def import_store(settings: ImportSettings, record: RunRecord) -> Version:
             with record.stage("plan"):
                 _plan(version, found, settings)
         connect(settings)
-        with record.stage("import"):
-            _import(version, settings)
-        _check_failures(version, settings)
-        with record.stage("seal"):
-            version.seal()
+        complete(version, _unit(settings), record, max_failed_fraction=settings.max_failed_fraction)
     record.results.update(reused=False, **_summary(version))
     return version
 
@@ -187,47 +183,21 @@ def _plan(version: Version, found: Found, settings: ImportSettings) -> None:
     log.info("planned %d chips in %d shards", plan["num_chips"], len(version.shards()))
 
 
-def _import(version: Version, settings: ImportSettings) -> None:
-    done = len(version.finished_shards())
-    if done:
-        log.info("%d of %d shards are there from an earlier run", done, len(version.shards()))
-    unit = ImportUnit(
+def _unit(settings: ImportSettings) -> ImportUnit:
+    return ImportUnit(
         source=settings.source,
         folder=str(Path(settings.folder).absolute()),
         layout=settings.layout,
         min_valid_fraction=settings.min_valid_fraction,
     )
-    left = len(version.shards()) - done
-    for receipt in progress(build(version, unit), total=left, what="shards"):
-        log.info(
-            "shard %d: %d written, %d rejected, %d failed, %.1f s",
-            receipt.shard, receipt.written, receipt.rejected, receipt.failed, receipt.seconds,
-        )  # fmt: skip
-
-
-def _check_failures(version: Version, settings: ImportSettings) -> None:
-    counts = version.counts()
-    if not counts["failed"]:
-        return
-    errors = (row["error"] for failed in version.failures() for row in failed.to_pylist())
-    first = list(islice(errors, _SHOWN))
-    for error in first:
-        log.warning("failed: %s", error)
-    fraction = counts["failed"] / counts["requested"]
-    if fraction > settings.max_failed_fraction:
-        raise JobError(
-            f"{counts['failed']} of {counts['requested']} chips could not be read ({fraction:.1%}, more than "
-            f"max_failed_fraction={settings.max_failed_fraction}); what was written is kept, running again tries only "
-            f"their shards. First: {first[0]}"
-        )
 
 
 def _summary(version: Version) -> dict[str, Any]:
-    """Requested, written, rejected by reason, failed; what was not taken, by reason; splits."""
-    chips = version.chips(columns=["row", "status", "reason", "split"])
-    not_taken = Counter(version.rejections()["reason"].to_pylist())
-    splits = Counter(chips.filter(pc.equal(chips["status"], WRITTEN))["split"].to_pylist())
-    return {**ledger(chips), "not_taken": dict(not_taken), "splits": dict(sorted(splits.items()))}
+    """What became of the samples, and how many chips each split has."""
+    splits: Counter[str] = Counter()
+    for chips in version.chip_batches(columns=["row", "status", "split"]):
+        splits.update(chips.filter(pc.equal(chips["status"], WRITTEN))["split"].to_pylist())
+    return {**summary(version), "splits": dict(sorted(splits.items()))}
 
 
 def _digest(folder: Path) -> str:

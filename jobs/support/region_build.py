@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from typing import Any
-
-import pyarrow.compute as pc
 
 from jobs.support.candidates import Candidates, Offer, access_of, ask_archive, pair_offer
 from jobs.support.cell_choice import Wanted
-from jobs.support.dataset_report import write_dataset_report
 from jobs.support.driver_lease import is_gone, kept_alive, owner
-from jobs.support.job import JobError, connect, progress
+from jobs.support.job import connect
 from jobs.support.region_settings import RegionBuild
 from jobs.support.run_record import RunRecord
-from jobs.support.store_catalog import write_catalog
 from jobs.support.targets import Mode, target_of
+from jobs.support.version_stages import complete, describe, summary
 from pipeline.appends import leave_out_earlier, plan_retry
 from pipeline.chips import Recipe
 from pipeline.grid import PIXEL_M
-from pipeline.ingest import build
 from pipeline.labels import LABEL_CLASSES
 from pipeline.objects import Objects
 from pipeline.pairing import PairRules
@@ -33,9 +27,6 @@ from pipeline.store import Layout, Store, StoreError
 from pipeline.versions import Version, begin
 
 log = logging.getLogger(__name__)
-
-REPORT = "report.html"
-_FAILURES_SHOWN = 10
 
 
 def build_store(
@@ -60,7 +51,7 @@ def build_store(
     if target.version is not None and target.version.state == "sealed":
         log.info("%s version %d is complete already: nothing to do", url, target.number)
         # A run that was killed after sealing may have left it undescribed.
-        _describe(target.version, record, again=False)
+        describe(target.version, record, again=False)
         record.results.update(reused=True, **summary(target.version))
         return target.version
     with _planned(settings, url, target.number, wanted, record, needed=target.needs_search) as prepared:
@@ -71,13 +62,13 @@ def build_store(
                 with record.stage("plan"):
                     _write_plan(version, prepared)
             connect(settings)
-            with record.stage("build"):
-                _build(version, settings)
-            _check_failures(version, settings)
-            with record.stage("seal"):
-                version.seal()
-            with record.stage("describe"):
-                _describe(version, record, again=True)
+            complete(
+                version,
+                _recipe(version, settings),
+                record,
+                max_failed_fraction=settings.max_failed_fraction,
+                cpus_per_task=settings.cpus_per_task,
+            )
     record.results.update(reused=False, **summary(version))
     return version
 
@@ -168,10 +159,10 @@ def _facts_of_last(version: Version) -> dict[str, Any]:
     return {"labels": plan["labels"]}
 
 
-def _build(version: Version, settings: RegionBuild) -> None:
+def _recipe(version: Version, settings: RegionBuild) -> Recipe:
     plan = version.plan
     assert plan is not None, version
-    recipe = Recipe(
+    return Recipe(
         screen=ScreenRules(**settings.screening.model_dump()),
         access=access_of(settings),
         side_m=settings.side_px * PIXEL_M,
@@ -179,51 +170,3 @@ def _build(version: Version, settings: RegionBuild) -> None:
         reader=settings.reading.reader,
         patience=settings.reading.patience(),
     )
-    done = len(version.finished_shards())
-    if done:
-        log.info("%d of %d shards are there from an earlier run", done, len(version.shards()))
-    left = len(version.shards()) - done
-    for receipt in progress(
-        build(version, recipe, cpus_per_task=settings.cpus_per_task),
-        total=left,
-        what="shards",
-        stage="build",
-        outcomes=lambda receipt: receipt.outcomes,
-    ):
-        log.debug("shard %d: %s, %.1f s", receipt.shard, receipt.outcomes, receipt.seconds)
-
-
-def _describe(version: Version, record: RunRecord, *, again: bool) -> None:
-    """For other tools, and for people; what is there already is left alone, unless the report is to be made again."""
-    record.outputs["catalog"] = write_catalog(version)
-    place = Objects.at(record.directory)
-    if again or not place.exists(REPORT):
-        write_dataset_report(version, place, name=REPORT)
-    record.outputs["report"] = f"{place.url}/{REPORT}"
-    log.info("described in %(catalog)s and shown in %(report)s", record.outputs)
-
-
-def _check_failures(version: Version, settings: RegionBuild) -> None:
-    counts = version.counts()
-    if not counts["failed"]:
-        return
-    rows = (row for table in version.failures() for row in table.select(["error"]).to_pylist())
-    errors = [row["error"] for row in islice(rows, _FAILURES_SHOWN)]
-    for error in errors:
-        log.warning("failed: %s", error)
-    fraction = counts["failed"] / counts["requested"]
-    if fraction > settings.max_failed_fraction:
-        raise JobError(
-            f"{counts['failed']} of {counts['requested']} chips could not be read ({fraction:.1%}, more than "
-            f"max_failed_fraction={settings.max_failed_fraction}); what was written is kept, running again tries only "
-            f"their shards. First: {errors[0]}"
-        )
-
-
-def summary(version: Version) -> dict[str, Any]:
-    """Requested, written, rejected by reason, failed; and candidates that were no pair, by reason."""
-    not_taken: Counter[str] = Counter()
-    for table in version.rejection_batches():
-        counted = pc.value_counts(table["reason"])
-        not_taken.update({entry["values"]: entry["counts"] for entry in counted.to_pylist()})
-    return {**version.counts(), "pairs_not_taken": dict(not_taken)}
