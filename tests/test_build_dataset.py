@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_a_build_that_was_killed_ends_in_the_same_store(version: Version, simula
     driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     parts = store / "versions/0001/chips"
     while driver.poll() is None and not list(parts.glob("shard-*.parquet")):
-        pass
+        time.sleep(0.02)
     assert driver.poll() is None, "the build was over before it could be killed"
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()

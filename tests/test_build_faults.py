@@ -115,6 +115,7 @@ def test_a_reader_that_is_killed_is_followed_by_another(
 
     def kill_a_reader(over: threading.Event) -> None:
         while not over.is_set() and not killed:
+            time.sleep(0.005)
             for pid in working()[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
@@ -137,6 +138,7 @@ def test_a_writer_that_is_killed_in_the_middle_of_a_shard_leaves_no_trace(
     def kill_a_writer(over: threading.Event) -> None:
         while not over.is_set() and not killed:
             if not half_written():
+                time.sleep(0.001)
                 continue
             workers = working()
             for pid in workers:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,7 @@ def test_what_cannot_be_read_is_in_the_ledger_and_is_tried_again(
 
 ALONE = """
 import sys
+import time
 from jobs.import_dataset import ImportDataset, main
 from jobs.support import importing
 from jobs.support.settings import parse
@@ -281,7 +283,7 @@ def test_an_import_that_was_killed_ends_in_the_same_store(shared_data: Path, tmp
     parts = store / "versions/0001/chips"
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL) as driver:
         while driver.poll() is None and len(list(parts.glob("shard-*.parquet"))) < 3:
-            pass
+            time.sleep(0.005)
         assert driver.poll() is None, "the import was over before it could be killed"
         os.killpg(driver.pid, signal.SIGKILL)
     assert Version(str(store), 1).state == "building"
