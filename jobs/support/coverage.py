@@ -16,7 +16,10 @@ EMBEDDED: Final = "embedded"
 NO_PAIR: Final = "no_pair"
 """Beside the chip table's rejected and failed."""
 
-_NEAREST_FIRST: Final = ("no_radar_in_time", "too_little_overlap", "cloudy_scene", "no_optical")
+_NEAREST_FIRST: Final = (
+    *("another_pair_taken", "other_orbit", "no_radar_in_time", "no_radar"),
+    *("too_little_overlap", "cloudy_scene", "no_optical", "excluded"),
+)
 """Of several acquisitions that came to nothing, the one that came furthest gives the reason."""
 
 SCHEMA: Final = pa.schema(
