@@ -58,7 +58,8 @@ def assert_same(version: Version, expected: Version) -> None:
         {
             str(path.relative_to(v.url)): path.read_bytes()
             for path in sorted(Path(v.url).rglob("*"))
-            if path.is_file() and path.relative_to(v.url).parts[:1] != ("versions",)
+            # What a killed write leaves behind has a name that no reader lists.
+            if path.is_file() and path.relative_to(v.url).parts[:1] != ("versions",) and "#" not in path.name
         }
         for v in (version, expected)
     )

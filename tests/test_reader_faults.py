@@ -19,6 +19,7 @@ from pipeline.chips import Recipe, build_unit
 from pipeline.grid import Cell, utm_box_lonlat
 from pipeline.reader import Patience, ReaderName
 from pipeline.screening import ScreenRules
+from pipeline.store import chip_hash
 from pipeline.types import Item
 from tests.distinct_scenes import optical_item, radar_item, write_tif
 from tests.faulty_server import Fault, FaultyServer
@@ -80,7 +81,8 @@ class Site:
     def build(self) -> tuple[dict[int, Any], list[dict[str, Any]]]:
         """Chips, and rows of a chip table that is consistent with the request."""
         chips, rows = build_unit(ROWS, self.items, self.recipe, self.access)
-        table = chip_table(rows).to_pylist()
+        hashes = {number: chip_hash(chip) for number, chip in chips.items()}
+        table = chip_table({**row, "sha256": hashes.get(row["row"], "")} for row in rows).to_pylist()
         assert [row["row"] for row in table] == [row["row"] for row in ROWS]
         assert sorted(chips) == [row["row"] for row in table if row["status"] == "written"]
         assert all("TOKEN" not in str(row) for row in table)
