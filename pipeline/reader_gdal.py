@@ -27,7 +27,8 @@ READ_ERRORS: Final = (RasterioError, CPLE_BaseError, OSError, ReadError, NotGeor
 
 _FETCH: Final = itertools.count()
 _REDACTING: Final = Redacting()
-_BLOCK_CACHE_MB: Final = 256
+_BLOCK_CACHE_BYTES: Final = 256 << 20
+"""In bytes: rasterio hands the number to GDAL as it is, which elsewhere takes small numbers for megabytes."""
 _TRANSFER_CACHE_BYTES: Final = 128 << 20
 
 
@@ -51,7 +52,7 @@ def gdal_options(patience: Patience) -> dict[str, Any]:
         # in files without compression, and not to be told from damage in others.
         "GDAL_NUM_THREADS": 1,
         # Both are of the process, and bound what it holds beside the pixels themselves.
-        "GDAL_CACHEMAX": _BLOCK_CACHE_MB,
+        "GDAL_CACHEMAX": _BLOCK_CACHE_BYTES,
         "CPL_VSIL_CURL_CACHE_SIZE": _TRANSFER_CACHE_BYTES,
         "VSI_CACHE": False,
     }

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterio._env import get_gdal_config
 from rasterio.windows import from_bounds
 
 from pipeline.access import DirectAccess
 from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS, RESOLUTION_M
 from pipeline.reader import Patience, Reader, ReaderName, ReadError, Window, reader_named
+from pipeline.reader_gdal import gdal_options
 from pipeline.types import Acquisition, ChipArrays, Item, Sensor
 from tests.distinct_scenes import distinct, optical_item, radar_item, write_tif
 
@@ -268,3 +270,10 @@ def test_settings_hold_in_every_thread_that_reads(tmp_path: Path, reader: Reader
     with ThreadPoolExecutor(1) as other:
         pixels = other.submit(optical, reader, inner(NORTH), item).result()["b10"][0]
     assert (pixels == rasterio_reads(item.assets["B03"], inner(NORTH)) - 1000).all()
+
+
+def test_the_block_cache_is_as_large_as_it_is_meant_to_be() -> None:
+    # A number of megabytes would be taken for bytes: GDAL then flushes every block at once, and what this process
+    # writes block by block loses its "no data".
+    with rasterio.Env(**gdal_options(Patience())):
+        assert get_gdal_config("GDAL_CACHEMAX") == 256 * 2**20

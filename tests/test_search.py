@@ -567,7 +567,7 @@ def test_many_pieces_are_searched_as_a_ray_data_job_and_go_on_where_they_broke(
     result = found_by(proxy, **how)
     assert ids(result) == expected_ids(items, region, PERIOD)
     assert result.pieces == count
-    assert 1 <= result.from_cache <= 20
+    assert 1 <= result.from_cache < count
     # The other of two tasks may just have begun its last try when the first search ended.
     assert 0 <= len(proxy.searches) - before - (count - result.from_cache) <= 1
 
