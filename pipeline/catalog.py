@@ -15,7 +15,7 @@ from pipeline.catalog_client import Catalog, Patience, SearchError
 from pipeline.catalog_footprints import ItemError
 from pipeline.catalog_items import offset_dn, parse_item, slim, wanted_fields
 from pipeline.catalog_results import Found, Noted, Refused, judge, settle
-from pipeline.search_pieces import Piece, pieces_of
+from pipeline.search_pieces import Piece, boxes_of, pieces_of
 from pipeline.types import Item, Sensor
 
 __all__ = [
@@ -115,8 +115,16 @@ def require_collection(catalog: Catalog, collection: str, access: Access, patien
         raise SearchError(f"{catalog.url} has no collection {collection}")
 
 
-def search_labels(archive: Archive, label: str, region: BaseGeometry) -> list[tuple[str, str, BaseGeometry]]:
+def search_labels(
+    archive: Archive, label: str, region: BaseGeometry, access: Access | None = None
+) -> list[tuple[str, str, BaseGeometry]]:
     """(item id, href of its map, footprint) of a label collection over a region.
+
+    Args:
+        archive: Whom to ask.
+        label: Name of one of its label collections.
+        region: Longitude/latitude.
+        access: How the archive may be reached; directly unless given.
 
     Raises:
         SearchError: The archive has no such label, or none here.
@@ -126,11 +134,11 @@ def search_labels(archive: Archive, label: str, region: BaseGeometry) -> list[tu
             f"{archive.name} has no label {label!r}; known: {', '.join(archive.label_collections) or 'none'}"
         )
     collection = archive.label_collections[label]
-    access = DirectAccess()
+    access = access or DirectAccess()
     catalog = Catalog.open(archive.stac_url, access)
     newest: dict[bytes, tuple[str, str, BaseGeometry]] = {}
-    for part in shapely.get_parts(region):
-        for feature in sorted(catalog.features(collection, part.bounds, None, access), key=lambda f: str(f["id"])):
+    for box in boxes_of(region):
+        for feature in sorted(catalog.features(collection, box, None, access), key=lambda f: str(f["id"])):
             footprint = shapely.geometry.shape(feature["geometry"])
             if footprint.intersects(region):
                 href = str(feature["assets"]["map"]["href"]).partition("?")[0]

@@ -49,11 +49,12 @@ def pieces_of(region: BaseGeometry, period: tuple[datetime, datetime], *, side_d
         period: Half-open, UTC.
         side_deg: Side of the grid's boxes, whole degrees.
     """
-    boxes = list(_boxes(region, side_deg))
+    boxes = list(boxes_of(region, side_deg=side_deg))
     return [Piece(start=start, end=end, bounds=box) for start, end in _months(*period) for box in boxes]
 
 
-def _boxes(region: BaseGeometry, side_deg: int) -> Iterator[tuple[float, float, float, float]]:
+def boxes_of(region: BaseGeometry, *, side_deg: int = SIDE_DEG) -> Iterator[tuple[float, float, float, float]]:
+    """The boxes of `pieces_of`."""
     shapely.prepare(region)
     west, south, east, north = region.bounds
     for x in _steps(west, east, side_deg):

@@ -17,7 +17,7 @@ from jobs.support.job import JobError, progress
 from jobs.support.region_settings import RegionBuild
 from jobs.support.spool import Spool
 from pipeline.archives import Archive, archive_named
-from pipeline.broker import AccessSpec
+from pipeline.broker import AccessSpec, access_for
 from pipeline.catalog import require_account, search_labels
 from pipeline.grid import PIXEL_M
 from pipeline.manifest import CANDIDATES_SCHEMA, REJECTIONS_SCHEMA, table_of_items
@@ -114,7 +114,11 @@ def ask_archive(settings: RegionBuild, wanted: Wanted, *, cache: Objects | None)
         spec=access_of(settings),
     )
     found = {sensor: _search(settings, archive, sensor, chosen.region, period, cache) for sensor in _SENSORS}
-    maps = {name: [(h, box.wkb) for _, h, box in search_labels(archive, name, chosen.region)] for name in wanted.labels}
+    access = access_for(access_of(settings))
+    maps = {
+        name: [(href, outline.wkb) for _, href, outline in search_labels(archive, name, chosen.region, access)]
+        for name in wanted.labels
+    }
     items = {sensor: result.items for sensor, result in found.items()}
     return Offer(archive=archive, chosen=chosen, items=items, notes=_notes(found.values()), labels=maps)
 

@@ -16,7 +16,7 @@ from jobs.support.geoparquet import within_180
 from jobs.support.job import JobError
 from jobs.support.region_settings import Exclusion, Sampling
 from pipeline.archives import Archive
-from pipeline.broker import AccessSpec
+from pipeline.broker import AccessSpec, access_for
 from pipeline.catalog import search_labels
 from pipeline.exclusions import ExclusionRules, keep_out
 from pipeline.grid import Cell, cells_covering
@@ -118,7 +118,8 @@ def _sampled(
             return sample_around(rules, how.num_cells, side_m=side_m, seed=seed, region=region, land=land)
         case "stratified":
             assert how.num_cells is not None, how
-            maps = [(href, outline.wkb) for _, href, outline in search_labels(archive, how.labels, region)]
+            found = search_labels(archive, how.labels, region, access_for(spec))
+            maps = [(href, outline.wkb) for _, href, outline in found]
             codes = sorted(LABEL_CLASSES[how.labels])
             return sample_stratified(
                 region,
