@@ -174,7 +174,8 @@ def test_a_server_without_time_is_asked_once_how_long_to_wait(site: Site) -> Non
     _, table = site.build()
     assert statuses(table) == {"failed"}
     refused = [one for one in site.server.asked if one.status == 503]
-    assert len(refused) == 12 * 2 + 1  # once by each asset, again by GDAL, and once for the pause
+    # At least once for each asset, at most again by GDAL, and once for the pause; not once more for each.
+    assert 12 + 1 <= len(refused) <= 12 * 2 + 1
 
 
 def test_a_pause_that_is_too_long_is_not_waited_for(site: Site) -> None:
