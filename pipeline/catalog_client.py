@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -54,6 +54,9 @@ class Patience:
     longest_retry_after_s: float = 900.0
     """A server that wants to be left alone for longer is left alone: the search ends with what it said."""
 
+    tries_to_open: int = 4
+    """Of the landing page, where nothing is lost yet: a mistyped address is told within ten seconds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
@@ -74,7 +77,9 @@ class Catalog:
             SearchError: No answer, or no STAC API that can be searched.
         """
         with _search_errors(f"opening {url}"):
-            landing = _Requests(access, patience or Patience()).read_json(url)
+            patience = patience or Patience()
+            opening = replace(patience, tries=min(patience.tries, patience.tries_to_open))
+            landing = _Requests(access, opening).read_json(url)
         landing = landing if isinstance(landing, dict) else {}
         links = landing.get("links") or []
         found = [link for link in links if link.get("rel") == "search"]
