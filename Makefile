@@ -35,6 +35,7 @@ bench: setup  ## measure alternatives against each other
 	$(BIN)/python -m tests.bench_engine 8 8.0
 	$(BIN)/python -m tests.bench_sealing
 	$(BIN)/python -m tests.bench_reading
+	$(BIN)/python -m tests.bench_growth
 	$(BIN)/python -m tests.bench_model
 
 clean:  ## remove the environment and what runs left behind
