@@ -219,7 +219,7 @@ class Reader:
         if attempt == 1 and all(fault.kind == "forbidden" for _, fault in faults):
             pause = 0.0
         else:
-            jitter = random.uniform(0.5, 1.5)  # noqa: S311  # keeps workers apart, hides nothing
+            jitter = random.uniform(1.0, 1.5)  # noqa: S311  # keeps workers apart, hides nothing
             pause = max(wait_s, self.patience.backoff_s * 2 ** (attempt - 1) * jitter)
         log.warning("reading %s of %d assets again in %.1f s: %s", source.band, len(faults), pause, error)
         time.sleep(pause)

@@ -84,11 +84,11 @@ Finish = Callable[[Source, NDArray[Any]], NDArray[Any]]
 class Patience:
     """How long a read is tried."""
 
-    attempts: int = 4
-    """How often what may pass is tried."""
+    attempts: int = 7
+    """How often what may pass is tried: with the pauses between, for two minutes at least."""
 
     backoff_s: float = 2.0
-    """Pause before the second attempt, more or less; it doubles with each."""
+    """Pause before the second attempt, or up to half as long again; it doubles with each."""
 
     timeout_s: float = 30.0
     """For one request."""

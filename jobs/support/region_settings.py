@@ -144,8 +144,8 @@ class Reading(Group):
     reader: Literal["window", "stackstac"] = "window"
     """What reads: windows of the files themselves, or stackstac; their pixels are equal."""
 
-    attempts: int = Field(default=4, ge=1)
-    """How often a read that may pass is tried."""
+    attempts: int = Field(default=7, ge=1)
+    """How often a read that may pass is tried, after pauses that double: seven times outlast two minutes."""
 
     timeout_s: float = Field(default=30.0, gt=0)
     """How long one request may take, seconds."""
