@@ -12,6 +12,8 @@ import pyproj.exceptions
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from pipeline.antimeridian import polygons_of, within_180
+
 Feature = Mapping[str, Any]
 """A STAC item as JSON."""
 
@@ -41,7 +43,7 @@ def footprint_of(feature: Feature, epsg: int, notes: list[str]) -> BaseGeometry:
         notes.append("had a geometry the long way around the earth: split at the antimeridian")
     if not geometry.is_valid:
         notes.append(f"had an invalid geometry ({shapely.is_valid_reason(geometry)}): repaired")
-    geometry = _within_180(_valid(geometry))
+    geometry = within_180(_valid(geometry))
     if geometry.area == 0:
         raise ItemError("has a geometry without area")
     return geometry
@@ -76,30 +78,12 @@ def _raster_bounds(properties: Mapping[str, Any]) -> tuple[float, float, float, 
     return (x[0], y[0], x[1], y[1])
 
 
-def _within_180(geometry: BaseGeometry) -> BaseGeometry:
-    """What lies beyond ±180 moved to where it is."""
-    west, _, east, _ = geometry.bounds
-    if west >= -180 and east <= 180:
-        return geometry
-    turns = (
-        shapely.transform(geometry, lambda xy, turn=turn: xy + np.array([turn, 0.0])) for turn in (-360.0, 0.0, 360.0)
-    )
-    world = shapely.box(-180, -90, 180, 90)
-    return _polygons_of(shapely.union_all([turned.intersection(world) for turned in turns]))
-
-
 def _eastward(coordinates: Any) -> Any:
     return np.where(coordinates[:, :1] < 0, coordinates + np.array([360.0, 0.0]), coordinates)
 
 
 def _valid(geometry: BaseGeometry) -> BaseGeometry:
-    return geometry if geometry.is_valid else _polygons_of(shapely.make_valid(geometry, method="structure"))
-
-
-def _polygons_of(geometry: BaseGeometry) -> BaseGeometry:
-    """Without the points and lines that repairing and cutting may leave."""
-    parts = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
-    return shapely.union_all(parts)
+    return geometry if geometry.is_valid else polygons_of(shapely.make_valid(geometry, method="structure"))
 
 
 def share_within(geometry: BaseGeometry, others: list[BaseGeometry]) -> float:

@@ -11,14 +11,15 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.access import Access, DirectAccess
+from pipeline.antimeridian import within_180
 from pipeline.archives import Signing
 from pipeline.bands import RESOLUTION_M
 from pipeline.chip_table import FROM_MANIFEST
 from pipeline.grid import Cell, block_key, cells_bounds, utm_box_lonlat
 from pipeline.labels import LABEL_MISSING
-from pipeline.reader import Patience, Reader, ReaderName, ReadError, Window, reader_named
+from pipeline.reader import Patience, Reader, ReaderName, ReadError, View, Window, reader_named
 from pipeline.screening import Screening, ScreenRules, band_statistics, screen_chip, screen_classes
-from pipeline.types import Acquisition, ChipArrays, Item
+from pipeline.types import Acquisition, ChipArrays, Item, Sensor
 
 if TYPE_CHECKING:
     from pipeline.broker import AccessSpec
@@ -76,8 +77,9 @@ def build_unit(
 ) -> tuple[dict[int, ChipArrays], list[LedgerRow]]:
     """Make the chips of one unit: one block of cells of one pair of acquisitions.
 
-    The scene classification is read first, and the other assets only around the cells that it leaves. Where an asset
-    is damaged, the block is halved until only those cells are lost which the damage touches.
+    Each chip is made of the items that its own row names, and is the same whatever else is in the unit. The scene
+    classification is read first, and the other assets only around the cells that it leaves. Where an asset cannot be
+    read, only the cells that need it are lost; where it is damaged, only those which the damage touches.
 
     Args:
         rows: The unit's rows of the manifest.
@@ -141,16 +143,26 @@ def _cost(cells: Iterable[Cell]) -> float:
 def _in_parts(
     rows: Sequence[Row], cells: Mapping[int, Cell], read: Callable[[Sequence[Row]], Mapping[int, T]]
 ) -> dict[int, T | ReadError]:
-    """What `read` gives for each row; where a file is damaged, the rows are halved to lose as few as possible."""
+    """What `read` gives for each row; where a file cannot be read, rows are parted to lose as few as possible."""
     if not rows:
         return {}
     try:
         return {**read(rows)}
     except ReadError as error:
-        if error.kind != "damaged" or len(rows) == 1:
+        parts: list[Sequence[Row]] = [] if error.transient else [*_by_items(rows).values()]
+        if len(parts) == 1:
+            parts = [*_halves(rows, cells)] if error.kind == "damaged" and len(rows) > 1 else []
+        if not parts:
             return {row["row"]: error for row in rows}
-    halves = _halves(rows, cells)
-    return {number: result for half in halves for number, result in _in_parts(half, cells, read).items()}
+    return {number: result for part in parts for number, result in _in_parts(part, cells, read).items()}
+
+
+def _by_items(rows: Sequence[Row]) -> dict[Any, list[Row]]:
+    """Rows by the items that they are made of: where the tiles of an acquisition meet, cells need different ones."""
+    parts: dict[Any, list[Row]] = {}
+    for row in rows:
+        parts.setdefault((tuple(row["optical_items"]), tuple(row["radar_items"])), []).append(row)
+    return parts
 
 
 def _halves(rows: Sequence[Row], cells: Mapping[int, Cell]) -> tuple[Sequence[Row], Sequence[Row]]:
@@ -168,9 +180,13 @@ def _halves(rows: Sequence[Row], cells: Mapping[int, Cell]) -> tuple[Sequence[Ro
 def _read_classes(
     rows: Sequence[Row], items: Mapping[str, Item], cells: Mapping[int, Cell], reader: Reader
 ) -> dict[int, NDArray[np.uint8]]:
-    window = _window(cells[row["row"]] for row in rows)
-    classes = reader.classes(_look(rows, items, "optical"), window)
-    return {row["row"]: _cut(classes, "scl", window, cells[row["row"]]) for row in rows}
+    parts = [*_by_items(rows).values()]
+    views = [_view(part, items, cells, ("optical",)) for part in parts]
+    return {
+        row["row"]: _cut(classes, "scl", view.window, cells[row["row"]])
+        for part, view, classes in zip(parts, views, reader.classes(views), strict=True)
+        for row in part
+    }
 
 
 def _read_chips(
@@ -181,25 +197,29 @@ def _read_chips(
     recipe: Recipe,
     reader: Reader,
 ) -> dict[int, _Cut]:
-    groups = reading_groups({row["row"]: cells[row["row"]] for row in rows})
-    windows = [_window(cells[number] for number in group) for group in groups]
-    looks = [_look(rows, items, sensor) for sensor in ("optical", "radar")]
-    around = [_paste(classes, cells, group, window) for group, window in zip(groups, windows, strict=True)]
-    read = reader.pixels(looks, windows, classes=around)
-    flags = {row["row"]: _flags_of(row, read.flags) for row in rows}
+    by_number = {row["row"]: row for row in rows}
+    groups = [
+        [by_number[number] for number in group]
+        for part in _by_items(rows).values()
+        for group in reading_groups({row["row"]: cells[row["row"]] for row in part})
+    ]
+    views = [_view(group, items, cells, ("optical", "radar")) for group in groups]
+    around = [_paste(classes, cells, group, view.window) for group, view in zip(groups, views, strict=True)]
+    read = reader.pixels(views, classes=around)
     cut: dict[int, _Cut] = {}
-    for group, window, arrays in zip(groups, windows, read.arrays, strict=True):
-        arrays.update(_read_labels(window, recipe, reader))
-        for number in group:
-            chip = {name: _cut(array, name, window, cells[number]) for name, array in arrays.items()}
-            cut[number] = _Cut({**chip, "scl": classes[number]}, flags[number])
+    for group, view, arrays in zip(groups, views, read.arrays, strict=True):
+        arrays.update(_read_labels(view.window, recipe, reader))
+        for row in group:
+            number = row["row"]
+            chip = {name: _cut(array, name, view.window, cells[number]) for name, array in arrays.items()}
+            cut[number] = _Cut({**chip, "scl": classes[number]}, _flags_of(row, read.flags))
         arrays.clear()
     return cut
 
 
 def _read_labels(window: Window, recipe: Recipe, reader: Reader) -> ChipArrays:
     labels: ChipArrays = {}
-    box = utm_box_lonlat(window.epsg, window.bounds)
+    box = within_180(utm_box_lonlat(window.epsg, window.bounds))
     for name, maps in recipe.labels.items():
         hrefs = [href for href, footprint in maps if shapely.from_wkb(footprint).intersects(box)]
         missing = np.full(window.shape(10), LABEL_MISSING, np.uint8)
@@ -208,12 +228,12 @@ def _read_labels(window: Window, recipe: Recipe, reader: Reader) -> ChipArrays:
 
 
 def _paste(
-    classes: Mapping[int, NDArray[np.uint8]], cells: Mapping[int, Cell], group: Sequence[int], window: Window
+    classes: Mapping[int, NDArray[np.uint8]], cells: Mapping[int, Cell], group: Sequence[Row], window: Window
 ) -> NDArray[np.uint8]:
     """(y, x) at 20 m: the classification over a group's cells; 0 between them."""
     around = np.zeros(window.shape(RESOLUTION_M["scl"]), np.uint8)
-    for number in group:
-        _part(around, "scl", window, cells[number])[...] = classes[number]
+    for row in group:
+        _part(around, "scl", window, cells[row["row"]])[...] = classes[row["row"]]
     return around
 
 
@@ -226,16 +246,16 @@ def _cells(rows: Sequence[Row], recipe: Recipe) -> dict[int, Cell]:
     return {row["row"]: Cell.from_id(row["cell"], side_m=recipe.side_m) for row in rows}
 
 
-def _look(rows: Sequence[Row], items: Mapping[str, Item], sensor: str) -> Acquisition:
-    """The acquisition with the items of all rows."""
-    names = sorted({name for row in rows for name in row[f"{sensor}_items"]})
-    members = sorted((items[name] for name in names), key=lambda item: (item.datetime, item.id))
-    return Acquisition(sensor=members[0].sensor, items=tuple(members))
-
-
-def _window(cells: Any) -> Window:
-    cells = list(cells)
-    return Window(epsg=cells[0].epsg, bounds=cells_bounds(cells))
+def _view(rows: Sequence[Row], items: Mapping[str, Item], cells: Mapping[int, Cell], sensors: Iterable[Sensor]) -> View:
+    """What rows of the same items are cut from; items of their own zone before those that have to be warped."""
+    own = [cells[row["row"]] for row in rows]
+    looks = []
+    for sensor in sensors:
+        members = [items[name] for name in rows[0][f"{sensor}_items"]]
+        members.sort(key=lambda item: (item.epsg != own[0].epsg, item.datetime, item.id))
+        looks.append(Acquisition(sensor=sensor, items=tuple(members)))
+    window = Window(epsg=own[0].epsg, bounds=cells_bounds(own), square_m=own[0].side_m)
+    return View(window=window, looks=tuple(looks))
 
 
 def _cut(array: NDArray[Any], name: str, window: Window, cell: Cell) -> NDArray[Any]:

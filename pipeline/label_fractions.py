@@ -10,6 +10,7 @@ import ray
 import shapely
 from numpy.typing import NDArray
 
+from pipeline.antimeridian import within_180
 from pipeline.broker import AccessSpec, access_for
 from pipeline.grid import Cell
 from pipeline.ingest import on_cluster
@@ -63,7 +64,10 @@ def _read(cells: Sequence[Cell], maps: Maps, classes: Sequence[int], spec: Acces
     outlines = shapely.from_wkb([footprint for _, footprint in maps])
     fractions = np.zeros((len(cells), len(classes)))
     for number, cell in enumerate(cells):
-        hrefs = [maps[place][0] for place in np.flatnonzero(shapely.intersects(outlines, cell.footprint)).tolist()]
+        hrefs = [
+            maps[place][0]
+            for place in np.flatnonzero(shapely.intersects(outlines, within_180(cell.footprint))).tolist()
+        ]
         if hrefs:
             window = Window(epsg=cell.epsg, bounds=cell.bounds)
             seen = reader.labels(hrefs, window, missing=LABEL_MISSING, resolution_m=cell.side_m // _POINTS_PER_SIDE)

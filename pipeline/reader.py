@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.access import Access, HostUnavailable, SigningRefused, host_of
+from pipeline.antimeridian import within_180
 from pipeline.bands import (
     NATIVE_GROUPS,
     OPTICAL_NODATA,
@@ -37,7 +38,7 @@ from pipeline.reader_types import Engine, Finish, Header, Patience, Pixels, Read
 from pipeline.reader_window import WindowEngine
 from pipeline.types import Acquisition, ChipArrays, Item, Sensor
 
-__all__ = ["Patience", "Read", "ReadError", "Reader", "ReaderName", "Window", "reader_named"]
+__all__ = ["Patience", "Read", "ReadError", "Reader", "ReaderName", "View", "Window", "reader_named"]
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,21 @@ _DECIBEL_SAMPLE_PX: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What is to be seen over a window."""
+
+    window: Window
+
+    looks: tuple[Acquisition, ...]
+    """At most one of each sensor. A pixel is that of the first of an acquisition's items which has data there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
-    """One acquisition's pixels, or those of a pair, over some windows."""
+    """The pixels of some views."""
 
     arrays: tuple[ChipArrays, ...]
-    """For each window."""
+    """For each view."""
 
     flags: Mapping[str, frozenset[str]]
     """Item id -> what is odd about it: `georeference_suspect` (the catalog says that it lies elsewhere than its files'
@@ -81,59 +92,54 @@ class Reader:
         self.access = access
         self.patience = patience
 
-    def classes(self, look: Acquisition, window: Window) -> NDArray[np.uint8]:
-        """(y, x) at 20 m: the scene classification, 0 where no item has data.
+    def classes(self, views: Sequence[View]) -> list[NDArray[np.uint8]]:
+        """(y, x) at 20 m for each view: the scene classification of its looks, 0 where no item has data.
 
         Raises:
             ReadError: An item could not be read.
         """
-        sources = [_source(item, SCENE_CLASSIFICATION) for item in look.items]
-        read = self._read(sources, (window,), finish=_as_it_is)
-        for item, pixels in zip(look.items, read, strict=True):
-            _refuse_silence(item, SCENE_CLASSIFICATION, pixels, SCL_NODATA, (window,))
-        classes: NDArray[np.uint8] = _mosaic([pixels.arrays[0] for pixels in read], SCL_NODATA)
-        return classes
+        items, places = _items_of(views)
+        sources = [_source(item, SCENE_CLASSIFICATION, places[item.id].values()) for item in items]
+        read = dict(zip(places, self._read(sources, finish=_as_it_is), strict=True))
+        for item in items:
+            _refuse_silence(item, SCENE_CLASSIFICATION, read[item.id], SCL_NODATA, places[item.id].values())
+        layers = {item.id: dict(zip(places[item.id], read[item.id].arrays, strict=True)) for item in items}
+        return [
+            _mosaic([layers[item.id][number] for look in view.looks for item in look.items], SCL_NODATA)
+            for number, view in enumerate(views)
+        ]
 
-    def pixels(
-        self,
-        looks: Sequence[Acquisition],
-        windows: Sequence[Window],
-        *,
-        classes: Sequence[NDArray[np.uint8]] | None = None,
-    ) -> Read:
-        """The arrays of acquisitions over each of some windows, all their assets read at once.
+    def pixels(self, views: Sequence[View], *, classes: Sequence[NDArray[np.uint8]] | None = None) -> Read:
+        """The arrays of each view's looks, the assets of all items read at once, each only where a view wants it.
 
         Optical ones give `b10`, `b20` and `b60`, reflectance x 10 000 without offset and 0 for no data; each item's
         offset is taken off before the items are mosaicked. Radar gives `radar`, VV VH in centi-dB, from linear power.
 
         Args:
-            looks: One acquisition of a sensor each.
-            windows: Of one zone.
-            classes: The scene classification over each window, (y, x) at 20 m, by which offsets are checked.
+            views: Of one zone.
+            classes: The scene classification over each view, (y, x) at 20 m, by which offsets are checked.
 
         Raises:
             ReadError: An item could not be read, or is in decibel where it should be linear.
         """
-        items = {item.id: item for look in looks for item in look.items}
-        sources = [_source(item, band) for look in looks for item in look.items for band in _bands(look)]
+        items, places = _items_of(views)
+        sources = [_source(item, band, places[item.id].values()) for item in items for band in _bands(item.sensor)]
         sources.sort(key=lambda source: (source.resolution_m, -source.fill.itemsize))  # what takes longest goes first
-        results = self._read(sources, windows, finish=lambda source, raw: _finish(items[source.item], source, raw))
+        by_id = {item.id: item for item in items}
+        results = self._read(sources, finish=lambda source, raw: _finish(by_id[source.item], source, raw))
         read = {(source.item, source.band): pixels for source, pixels in zip(sources, results, strict=True)}
         results.clear()
         for (name, band), pixels in read.items():
-            fill = RADAR_NODATA if items[name].sensor == "radar" else OPTICAL_NODATA
-            _refuse_silence(items[name], band, pixels, fill, windows)
-        odd = {name: _misplaced(items[name], (read[key].header for key in read if key[0] == name)) for name in items}
-        arrays: list[ChipArrays] = [{} for _ in windows]
-        for look in looks:
-            # Bands that are stacked are let go, so that the pixels are not held twice.
-            layers = {item.id: _layers(item, read, len(windows)) for item in look.items}
-            for item in look.items:
-                odd[item.id] |= _flags(item, layers[item.id], classes)
-            for number, array in enumerate(arrays):
-                for group, fill in _groups_of(look.sensor):
-                    array[group] = _mosaic([layers[item.id][number].pop(group) for item in look.items], fill)
-        return Read(arrays=tuple(arrays), flags=odd)
+            fill = RADAR_NODATA if by_id[name].sensor == "radar" else OPTICAL_NODATA
+            _refuse_silence(by_id[name], band, pixels, fill, places[name].values())
+        flags: dict[str, frozenset[str]] = {}
+        layers: dict[str, dict[int, ChipArrays]] = {}
+        for item in items:
+            headers = {read[item.id, band].header for band in _bands(item.sensor)}
+            layers[item.id] = _layers(item, read, places[item.id])
+            seen = None if classes is None else [classes[number] for number in places[item.id]]
+            flags[item.id] = _misplaced(item, headers) | _flags(item, [*layers[item.id].values()], seen)
+        return Read(arrays=tuple(_mosaics(view, number, layers) for number, view in enumerate(views)), flags=flags)
 
     def labels(
         self, hrefs: Sequence[str], window: Window, *, missing: int, resolution_m: int = 10
@@ -145,15 +151,22 @@ class Reader:
         """
         sources = [
             Source(
-                item="label", band="map", href=href, resolution_m=resolution_m, fill=np.uint8(0), nodata=0, smooth=False
+                item="label",
+                band="map",
+                href=href,
+                fill=np.uint8(0),
+                nodata=0.0,
+                smooth=False,
+                resolution_m=resolution_m,
+                windows=(window,),
             )
             for href in hrefs
         ]
-        read = self._read(sources, (window,), finish=_as_it_is)
+        read = self._read(sources, finish=_as_it_is)
         first = _mosaic([pixels.arrays[0] for pixels in read], 0)
         return np.where(first == 0, np.uint8(missing), first).astype(np.uint8)
 
-    def _read(self, sources: Sequence[Source], windows: Sequence[Window], *, finish: Finish) -> list[Pixels]:
+    def _read(self, sources: Sequence[Source], *, finish: Finish) -> list[Pixels]:
         """Pixels of every source; tries again what may pass, with fresh signatures.
 
         Raises:
@@ -163,7 +176,7 @@ class Reader:
         for attempt in range(1, self.patience.attempts + 1):
             missing = [number for number in range(len(sources)) if number not in done]
             todo = [sources[number] for number in missing]
-            hrefs, results = self._attempt(todo, windows, finish)
+            hrefs, results = self._attempt(todo, finish)
             faults: list[tuple[Source, ReadError]] = []
             told: dict[str, Answer] = {}
             for number, href, result in zip(missing, hrefs, results, strict=True):
@@ -182,9 +195,7 @@ class Reader:
             self._pause(attempt, wait, faults)
         raise AssertionError("unreachable")
 
-    def _attempt(
-        self, sources: Sequence[Source], windows: Sequence[Window], finish: Finish
-    ) -> tuple[list[str], list[Pixels | Exception]]:
+    def _attempt(self, sources: Sequence[Source], finish: Finish) -> tuple[list[str], list[Pixels | Exception]]:
         """Signed hrefs and results, one of each for every source."""
         by_host: dict[str, list[Source]] = defaultdict(list)
         for source in sources:
@@ -194,14 +205,14 @@ class Reader:
                 # In one order for everybody, so that no two wait for each other.
                 for host in sorted(by_host):
                     if host:
-                        asked = sum(_requests(source, windows) for source in by_host[host])
+                        asked = sum(_requests(source) for source in by_host[host])
                         turns.enter_context(self.access.turn(by_host[host][0].href, requests=asked))
                 hrefs = [self.access.sign(source.href) for source in sources]
             except (HostUnavailable, SigningRefused) as error:
                 kind: Literal["busy", "forbidden"] = "busy" if isinstance(error, HostUnavailable) else "forbidden"
                 raise _named(sources[0], ReadError(str(error), kind=kind)) from None
             paths = [gdal_path(href) for href in hrefs]
-            return hrefs, self.engine.read(sources, paths, windows, finish)
+            return hrefs, self.engine.read(sources, paths, finish)
 
     def _report(self, faults: Iterable[tuple[Source, ReadError]]) -> None:
         """Tell whoever keeps count of hosts and signatures; once for what went wrong in one place for one reason."""
@@ -240,7 +251,22 @@ def lies_elsewhere(item: Item, header: Header) -> bool:
     return bool(outside > 0.02 * item.footprint.area)
 
 
-def _source(item: Item, band: str) -> Source:
+Places = Mapping[str, Mapping[int, Window]]
+"""Item id -> number of a view -> its window, for every view that wants the item."""
+
+
+def _items_of(views: Sequence[View]) -> tuple[list[Item], Places]:
+    """The items of all views, each once, and where each is wanted; in one order."""
+    items: dict[str, Item] = {}
+    places: dict[str, dict[int, Window]] = {}
+    for number, view in enumerate(views):
+        for item in (item for look in view.looks for item in look.items):
+            items[item.id] = item
+            places.setdefault(item.id, {})[number] = view.window
+    return list(items.values()), places
+
+
+def _source(item: Item, band: str, windows: Iterable[Window]) -> Source:
     group = "radar" if item.sensor == "radar" else "scl" if band == SCENE_CLASSIFICATION else _OPTICAL_GROUP[band]
     fills: dict[str, np.generic] = {"radar": np.float32("nan"), "scl": np.uint8(SCL_NODATA)}
     if band not in item.assets:
@@ -253,11 +279,12 @@ def _source(item: Item, band: str) -> Source:
         fill=fills.get(group, np.uint16(OPTICAL_NODATA)),
         nodata=_RADAR_FILE_NODATA if group == "radar" else 0.0,
         smooth=group != "scl",
+        windows=tuple(windows),
     )
 
 
-def _bands(look: Acquisition) -> tuple[str, ...]:
-    return tuple(_OPTICAL_GROUP) if look.sensor == "optical" else RADAR_BANDS
+def _bands(sensor: Sensor) -> tuple[str, ...]:
+    return tuple(_OPTICAL_GROUP) if sensor == "optical" else RADAR_BANDS
 
 
 def _as_it_is(source: Source, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -281,14 +308,27 @@ def _groups_of(sensor: Sensor) -> tuple[tuple[str, int], ...]:
     )
 
 
-def _layers(item: Item, read: dict[tuple[str, str], Pixels], windows: int) -> list[dict[str, NDArray[Any]]]:
-    """An item's own store arrays, `(band, y, x)`, for each window; takes its bands out of what was read."""
-    layers: list[dict[str, NDArray[Any]]] = [{} for _ in range(windows)]
+def _layers(item: Item, read: dict[tuple[str, str], Pixels], places: Iterable[int]) -> dict[int, ChipArrays]:
+    """View -> an item's own store arrays, `(band, y, x)`; takes its bands out of what was read.
+
+    Bands that are stacked are let go, so that the pixels are not held twice.
+    """
+    layers: dict[int, ChipArrays] = {number: {} for number in places}
     for group, _ in _groups_of(item.sensor):
         bands = [read.pop((item.id, band)) for band in NATIVE_GROUPS.get(group, RADAR_BANDS)]
-        for number, layer in enumerate(layers):
-            layer[group] = np.stack([pixels.arrays[number] for pixels in bands])
+        for place, layer in enumerate(layers.values()):
+            layer[group] = np.stack([pixels.arrays[place] for pixels in bands])
     return layers
+
+
+def _mosaics(view: View, number: int, layers: Mapping[str, dict[int, ChipArrays]]) -> ChipArrays:
+    """A view's arrays from those of its items, which are let go."""
+    own = {item.id: layers[item.id].pop(number) for look in view.looks for item in look.items}
+    return {
+        group: _mosaic([own[item.id].pop(group) for item in look.items], fill)
+        for look in view.looks
+        for group, fill in _groups_of(look.sensor)
+    }
 
 
 def _misplaced(item: Item, headers: Iterable[Header]) -> frozenset[str]:
@@ -307,11 +347,11 @@ def _flags(
     return offset_flags([layer["b10"] for layer in layers], [layer["b20"] for layer in layers], classes)
 
 
-def _refuse_silence(item: Item, band: str, pixels: Pixels, fill: int, windows: Sequence[Window]) -> None:
+def _refuse_silence(item: Item, band: str, pixels: Pixels, fill: int, windows: Iterable[Window]) -> None:
     """An asset without a single value, well inside its item's footprint, was not read: it is no nodata."""
     if any((array != fill).any() for array in pixels.arrays):
         return
-    boxes = [utm_box_lonlat(window.epsg, window.bounds) for window in windows]
+    boxes = [within_180(utm_box_lonlat(window.epsg, window.bounds)) for window in windows]
     inside = sum(item.footprint.intersection(box).area for box in boxes)
     if inside >= 0.5 * sum(box.area for box in boxes):
         where = "; by its header, the file lies elsewhere" if lies_elsewhere(item, pixels.header) else ""
@@ -326,9 +366,9 @@ def _mosaic(layers: Sequence[NDArray[Any]], fill: int) -> NDArray[Any]:
     return result
 
 
-def _requests(source: Source, windows: Sequence[Window]) -> int:
+def _requests(source: Source) -> int:
     """About how many requests a source takes: its header, then one for each row of blocks of 512 pixels."""
-    return 2 + sum(window.shape(source.resolution_m)[0] // 512 + 1 for window in windows)
+    return 2 + sum(window.shape(source.resolution_m)[0] // 512 + 1 for window in source.windows)
 
 
 def _named(source: Source, error: ReadError) -> ReadError:

@@ -1,8 +1,4 @@
-"""What both readers share of GDAL: how it is to behave, what a file's header says, and copying against warping.
-
-Where a file lies on the wanted grid its pixels are copied. Everything else is warped once, onto the window itself,
-with what the file holds for "no data" kept out of the interpolation.
-"""
+"""What both readers share of GDAL: how it is to behave, what a file's header says, and how its pixels are copied."""
 
 from __future__ import annotations
 
@@ -13,12 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
 
-from pipeline.grid import transform_of
 from pipeline.reader_types import Header, Patience, ReadError, Source, Window
 from pipeline.redaction import Redacting
 
@@ -111,30 +104,6 @@ def copy_pixels(dataset: DatasetReader, header: Header, source: Source, window: 
         else:
             inner[...] = dataset.read(1, window=((row0, row1), (column0, column1)))
     return pixels
-
-
-def warp_pixels(dataset: DatasetReader, header: Header, source: Source, window: Window) -> NDArray[Any]:
-    """(y, x) of a window on another grid than the file's."""
-    rows, columns = window.shape(source.resolution_m)
-    with WarpedVRT(
-        dataset,
-        crs=f"EPSG:{window.epsg}",
-        transform=transform_of(window.bounds, source.resolution_m),
-        width=columns,
-        height=rows,
-        **warp_arguments(header, source),
-    ) as warped:
-        pixels: NDArray[Any] = warped.read(1).astype(source.fill.dtype, copy=False)
-        return pixels
-
-
-def warp_arguments(header: Header, source: Source) -> dict[str, Any]:
-    """How a source is warped by either reader."""
-    return {
-        "resampling": Resampling.bilinear if source.smooth else Resampling.nearest,
-        "src_nodata": source.nodata if header.nodata is None else header.nodata,
-        "nodata": source.fill.item(),
-    }
 
 
 def fill_nodata(pixels: NDArray[Any], header: Header, source: Source) -> NDArray[Any]:

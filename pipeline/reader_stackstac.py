@@ -1,8 +1,8 @@
 """The stackstac reader: one dask chunk per asset and window, computed by threads inside the task.
 
-Everything that stackstac would otherwise guess is said explicitly. Its own GDAL reader is kept, except that a file is
-warped with what it holds for "no data" kept out of the interpolation, and that a failure is kept with its asset
-instead of ending the whole computation.
+Everything that stackstac would otherwise guess is said explicitly. Its own GDAL reader is kept, except that a file on
+another grid is warped as the other reader does it, and that a failure is kept with its asset instead of ending the
+whole computation.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from stackstac.rio_env import LayeredEnv
 from stackstac.rio_reader import AutoParallelRioReader, SelfCleaningDatasetReader, ThreadLocalRioDataset
 
 from pipeline.grid import utm_box_lonlat
-from pipeline.reader_gdal import READ_ERRORS, fill_nodata, gdal_options, header_of, warp_arguments
+from pipeline.reader_gdal import READ_ERRORS, fill_nodata, gdal_options, header_of, is_aligned
 from pipeline.reader_types import Finish, Header, Patience, Pixels, ReadError, Source, Window
+from pipeline.reader_warp import warp_pixels
 from pipeline.reader_window import READ_THREADS
 
 
@@ -51,28 +52,30 @@ class StackstacEngine:
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
 
-    def read(
-        self, sources: Sequence[Source], paths: Sequence[str], windows: Sequence[Window], finish: Finish
-    ) -> list[Pixels | Exception]:
+    def read(self, sources: Sequence[Source], paths: Sequence[str], finish: Finish) -> list[Pixels | Exception]:
         """See `Engine`."""
         seen = _Seen(dict(zip(paths, sources, strict=True)))
         groups: dict[Any, list[str]] = {}
         for path, source in seen.sources.items():
-            groups.setdefault((source.resolution_m, source.fill.dtype, source.smooth), []).append(path)
+            for window in source.windows:
+                groups.setdefault((source.resolution_m, source.fill.dtype, source.smooth, window), []).append(path)
         computation = next(_COMPUTATIONS)
         _RUNNING[computation] = seen
         try:
-            jobs = [(group, window) for group in groups.values() for window in windows]
-            lazy = [_lazy_stack(group, window, computation, self.patience) for group, window in jobs]
+            lazy = [_lazy_stack(group, kind[-1], computation, self.patience) for kind, group in groups.items()]
             with dask.config.set(scheduler="threads", num_workers=READ_THREADS):
                 stacks = dask.base.compute(*lazy)
         finally:
             del _RUNNING[computation]
-        arrays: dict[str, list[NDArray[Any]]] = {path: [] for path in paths}
-        for (group, _), stack in zip(jobs, stacks, strict=True):
-            for path, pixels in zip(group, stack, strict=True):
-                arrays[path].append(pixels)
-        return [_finished(path, arrays.pop(path), seen, finish) for path in paths]
+        arrays = {
+            (path, kind[-1]): pixels
+            for (kind, group), stack in zip(groups.items(), stacks, strict=True)
+            for path, pixels in zip(group, stack, strict=True)
+        }
+        return [
+            _finished(path, [arrays.pop((path, window)) for window in source.windows], seen, finish)
+            for path, source in seen.sources.items()
+        ]
 
 
 def _finished(path: str, arrays: list[NDArray[Any]], seen: _Seen, finish: Finish) -> Pixels | Exception:
@@ -102,14 +105,14 @@ def _lazy_stack(paths: Sequence[str], window: Window, computation: int, patience
         chunksize=(1, 1, rows, columns),
         dtype=source.fill.dtype,
         fill_value=source.fill,
-        resampling=Resampling.bilinear if source.smooth else Resampling.nearest,
+        resampling=Resampling.nearest,
         rescale=False,
         sortby_date=False,
         properties=False,
         band_coords=False,
         errors_as_nodata=(),
         gdal_env=_environment(patience),
-        reader=type("_Reader", (_BlockReader,), {"computation": computation}),
+        reader=type("_Reader", (_WindowReader,), {"computation": computation, "window": window}),
     )
     assert stacked.shape == (1, len(paths), rows, columns), (stacked.shape, window)
     lazy: Array = stacked.data[0]
@@ -129,27 +132,34 @@ def _as_stac(paths: Sequence[str], window: Window) -> dict[str, Any]:
     }
 
 
-class _BlockReader(AutoParallelRioReader):  # type: ignore[misc]  # stackstac has no types
-    """The reader of stackstac for the sources of one computation, whose number a subclass holds."""
+class _WindowReader(AutoParallelRioReader):  # type: ignore[misc]  # stackstac has no types
+    """The reader of stackstac for the sources of one window in one computation, which a subclass holds."""
 
     computation: ClassVar[int]
+    window: ClassVar[Window]
 
     def _open(self) -> ThreadLocalRioDataset:
         seen = _RUNNING[self.computation]
         with self.gdal_env.open:
             dataset = SelfCleaningDatasetReader(self.url, sharing=False)
-            seen.headers[self.url] = header = header_of(dataset)
-            arguments = warp_arguments(header, seen.sources[self.url])
-            warped = WarpedVRT(dataset, sharing=False, **arguments, **self.spec.vrt_params)
+            seen.headers[self.url] = header_of(dataset)
+            fill = self.fill_value.item()
+            warped = WarpedVRT(dataset, sharing=False, src_nodata=fill, nodata=fill, **self.spec.vrt_params)
         return ThreadLocalRioDataset(self.gdal_env, dataset, vrt=warped)
 
     def read(self, window: PixelWindow, **more: Any) -> NDArray[Any]:
+        seen = _RUNNING[self.computation]
+        source = seen.sources[self.url]
         try:
             with self.gdal_env.read:
-                pixels = self.dataset.read(window=window, out_dtype=self.dtype, masked=False, **more)
+                dataset = self.dataset
+                if not is_aligned(seen.headers[self.url], self.window, source.resolution_m):
+                    with SelfCleaningDatasetReader(self.url, sharing=False) as file:
+                        return warp_pixels(file, seen.headers[self.url], source, self.window)
+                pixels = dataset.read(window=window, out_dtype=self.dtype, masked=False, **more)
                 return np.asarray(pixels[0])
         except READ_ERRORS as error:
-            _RUNNING[self.computation].errors[self.url] = error
+            seen.errors[self.url] = error
             return np.full((int(window.height), int(window.width)), self.fill_value, self.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
@@ -25,10 +26,29 @@ class Window:
     bounds: Bounds
     """(left, bottom, right, top) in metres, multiples of 60 from the zone's anchor."""
 
+    square_m: int | None = None
+    """Side of the squares, counted from the north-western corner, that are warped each by itself where a file lies on
+    another grid: with the side of its cells, a window gives each cell the pixels that it would have alone. Unset: the
+    window is one."""
+
     def shape(self, resolution_m: int) -> tuple[int, int]:
         """(rows, columns) at a resolution."""
         left, bottom, right, top = self.bounds
         return round((top - bottom) / resolution_m), round((right - left) / resolution_m)
+
+    def squares(self) -> list[Window]:
+        """The window's squares, row by row from the north-west; at its far edges they may be cut short."""
+        left, bottom, right, top = self.bounds
+        across, down = (self.square_m or end - start for start, end in ((left, right), (bottom, top)))
+        return [
+            Window(epsg=self.epsg, bounds=(x, max(bottom, y - down), min(right, x + across), y))
+            for y in _steps(top, bottom, -down)
+            for x in _steps(left, right, across)
+        ]
+
+
+def _steps(start: float, end: float, step: float) -> list[float]:
+    return [start + number * step for number in range(math.ceil((end - start) / step))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +74,9 @@ class Source:
     smooth: bool
     """Bilinear rather than nearest neighbour where the file has to be warped."""
 
+    windows: tuple[Window, ...]
+    """What is read of it; of one zone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
@@ -71,7 +94,7 @@ class Pixels:
     """What was read of a source."""
 
     arrays: tuple[NDArray[Any], ...]
-    """(y, x) for each window."""
+    """(y, x) for each of the source's windows."""
 
     header: Header
 
@@ -129,14 +152,11 @@ class ReadError(ChipError):
 class Engine(Protocol):
     """Reads the pixels; two of them do it, and agree pixel by pixel where a file lies on the grid."""
 
-    def read(
-        self, sources: Sequence[Source], paths: Sequence[str], windows: Sequence[Window], finish: Finish
-    ) -> list[Pixels | Exception]:
-        """Read sources over windows, all at once; for each source its pixels, or why there are none.
+    def read(self, sources: Sequence[Source], paths: Sequence[str], finish: Finish) -> list[Pixels | Exception]:
+        """Read sources, all at once; for each its pixels, or why there are none.
 
         Args:
             sources: What to read.
             paths: How GDAL is to open each, signed.
-            windows: Of one zone.
             finish: Applied to every array.
         """

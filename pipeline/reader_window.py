@@ -16,8 +16,9 @@ from functools import lru_cache
 
 import rasterio
 
-from pipeline.reader_gdal import READ_ERRORS, copy_pixels, fill_nodata, gdal_options, header_of, is_aligned, warp_pixels
-from pipeline.reader_types import Finish, Patience, Pixels, Source, Window
+from pipeline.reader_gdal import READ_ERRORS, gdal_options, header_of
+from pipeline.reader_types import Finish, Patience, Pixels, Source
+from pipeline.reader_warp import window_pixels
 
 READ_THREADS = min(16, 4 * (os.cpu_count() or 4))
 """Each waits for a server most of the time."""
@@ -29,26 +30,18 @@ class WindowEngine:
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
 
-    def read(
-        self, sources: Sequence[Source], paths: Sequence[str], windows: Sequence[Window], finish: Finish
-    ) -> list[Pixels | Exception]:
+    def read(self, sources: Sequence[Source], paths: Sequence[str], finish: Finish) -> list[Pixels | Exception]:
         """See `Engine`."""
-        jobs = [
-            _pool(self.patience).submit(_read, source, path, tuple(windows), finish)
-            for source, path in zip(sources, paths, strict=True)
-        ]
+        pool = _pool(self.patience)
+        jobs = [pool.submit(_read, source, path, finish) for source, path in zip(sources, paths, strict=True)]
         return [job.result() for job in jobs]
 
 
-def _read(source: Source, path: str, windows: tuple[Window, ...], finish: Finish) -> Pixels | Exception:
+def _read(source: Source, path: str, finish: Finish) -> Pixels | Exception:
     try:
         with rasterio.open(path) as dataset:
             header = header_of(dataset)
-            arrays = []
-            for window in windows:
-                read = copy_pixels if is_aligned(header, window, source.resolution_m) else warp_pixels
-                pixels = fill_nodata(read(dataset, header, source, window), header, source)
-                arrays.append(finish(source, pixels))
+            arrays = [finish(source, window_pixels(dataset, header, source, window)) for window in source.windows]
         return Pixels(arrays=tuple(arrays), header=header)
     except READ_ERRORS as error:
         return error

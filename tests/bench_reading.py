@@ -196,15 +196,16 @@ def recipe(reader: ReaderName) -> Recipe:
 def pixels_only(base: str, cells: Sequence[Cell], reader: ReaderName) -> None:
     """The reading stage: classification first, then everything else, harmonised and in centi-dB."""
     from pipeline.access import DirectAccess
-    from pipeline.reader import Window, reader_named
+    from pipeline.reader import View, Window, reader_named
     from pipeline.types import Acquisition
 
     own = items(base)
     optical, radar = (Acquisition(sensor=item.sensor, items=(item,)) for item in (own["S2"], own["S1"]))
-    window = Window(epsg=EPSG, bounds=cells_bounds(cells))
+    window = Window(epsg=EPSG, bounds=cells_bounds(cells), square_m=SIDE_M)
     asked = reader_named(reader, DirectAccess())
-    classes = asked.classes(optical, window)
-    asked.pixels([optical, radar], [window], classes=[classes])
+    view = View(window=window, looks=(optical, radar))
+    classes = asked.classes([View(window=window, looks=(optical,))])
+    asked.pixels([view], classes=classes)
 
 
 def whole_job(base: str, cells: Sequence[Cell], reader: ReaderName, folder: Path) -> None:

@@ -27,13 +27,14 @@ from rio_cogeo import cog_validate
 from jobs.embed import Embed, chips_request, main
 from jobs.support.dense_map import MapGrid
 from jobs.support.encoder import encode
-from jobs.support.geoparquet import to_geoparquet, vectors_column, within_180
+from jobs.support.geoparquet import to_geoparquet, vectors_column
 from jobs.support.job import JobError
 from jobs.support.principal import Moments, principal_basis
 from jobs.support.settings import parse
 from model.croma import Croma
 from model.normalisation import SSL4EO_S12
 from model.pretrained import model_hash
+from pipeline.antimeridian import within_180
 from pipeline.grid import Cell, cells_covering, is_owned
 from pipeline.layout import Layout
 from pipeline.regions import parse_region

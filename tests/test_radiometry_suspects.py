@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.access import DirectAccess
 from pipeline.radiometry import harmonise, offset_flags, radar_flags, to_centi_db
-from pipeline.reader import Window, reader_named
+from pipeline.reader import View, Window, reader_named
 from pipeline.types import Acquisition, ChipArrays, Item
 from tests.real_scenes import write_real_archive
 
@@ -33,8 +33,9 @@ def scenes(directory: Path, sensor: str) -> Iterator[tuple[Item, ChipArrays, np.
             window = Window(epsg=item.epsg, bounds=(left, bottom, right, top))
             reader = reader_named("window", DirectAccess())
             look = Acquisition(sensor=item.sensor, items=(item,))
-            classes = reader.classes(look, window) if sensor == "optical" else None
-            read = reader.pixels([look], [window], classes=None if classes is None else [classes])
+            view = View(window=window, looks=(look,))
+            classes = reader.classes([view])[0] if sensor == "optical" else None
+            read = reader.pixels([view], classes=None if classes is None else [classes])
             assert read.flags[item.id] == frozenset(), item.id
             yield item, read.arrays[0], classes
 

@@ -13,7 +13,7 @@ from rasterio.windows import from_bounds
 
 from pipeline.access import DirectAccess
 from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS, RESOLUTION_M
-from pipeline.reader import Patience, Reader, ReaderName, ReadError, Window, reader_named
+from pipeline.reader import Patience, Reader, ReaderName, ReadError, View, Window, reader_named
 from pipeline.reader_gdal import gdal_options
 from pipeline.types import Acquisition, ChipArrays, Item, Sensor
 from tests.distinct_scenes import distinct, optical_item, radar_item, write_tif
@@ -30,15 +30,19 @@ def reader(request: pytest.FixtureRequest) -> Reader:
 
 
 def optical(reader: Reader, window: Window, *items: Item) -> ChipArrays:
-    return reader.pixels([look("optical", *items)], [window]).arrays[0]
+    return reader.pixels([view(window, look("optical", *items))]).arrays[0]
 
 
 def radar(reader: Reader, window: Window, *items: Item) -> np.ndarray:
-    return reader.pixels([look("radar", *items)], [window]).arrays[0]["radar"]
+    return reader.pixels([view(window, look("radar", *items))]).arrays[0]["radar"]
 
 
 def look(sensor: Sensor, *items: Item) -> Acquisition:
     return Acquisition(sensor=sensor, items=items)
+
+
+def view(window: Window, *looks: Acquisition) -> View:
+    return View(window=window, looks=looks)
 
 
 def inner(place: dict[str, int], *, edge_m: int = 120, side_m: int = 480) -> Window:
@@ -180,7 +184,7 @@ def test_errors_hold_no_signature(reader: Reader, tmp_path: Path) -> None:
     item = optical_item(tmp_path, **NORTH, side_px=SIDE_PX)
     signed = replace(item, assets={**item.assets, "SCL": "http://127.0.0.1:9/scl.tif?sv=2024&sig=SECRET%3D"})
     with pytest.raises(ReadError) as failed:
-        reader.classes(look("optical", signed), inner(NORTH))
+        reader.classes([view(inner(NORTH), look("optical", signed))])
     assert "SECRET" not in str(failed.value)
     assert failed.value.__cause__ is None
 
@@ -188,7 +192,7 @@ def test_errors_hold_no_signature(reader: Reader, tmp_path: Path) -> None:
 def both(sensor: Sensor, item: Item, window: Window) -> tuple[ChipArrays, ChipArrays]:
     """What the two readers make of an item over a window."""
     names: tuple[ReaderName, ReaderName] = ("window", "stackstac")
-    first, second = (reader_named(name, DirectAccess()).pixels([look(sensor, item)], [window]) for name in names)
+    first, second = (reader_named(name, DirectAccess()).pixels([view(window, look(sensor, item))]) for name in names)
     assert first.flags == second.flags
     return first.arrays[0], second.arrays[0]
 
@@ -254,7 +258,7 @@ def test_a_grid_half_a_pixel_off_is_read_without_a_shift(tmp_path: Path, reader:
 def test_several_windows_are_read_as_one_by_one(tmp_path: Path, reader: Reader) -> None:
     item = optical_item(tmp_path, **NORTH, side_px=SIDE_PX)
     windows = [inner(NORTH, edge_m=edge, side_m=240) for edge in (60, 360)]
-    together = reader.pixels([look("optical", item)], windows).arrays
+    together = reader.pixels([view(window, look("optical", item)) for window in windows]).arrays
     for window, arrays in zip(windows, together, strict=True):
         alone = optical(reader, window, item)
         assert all((alone[group] == arrays[group]).all() for group in NATIVE_GROUPS)

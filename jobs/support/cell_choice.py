@@ -12,9 +12,9 @@ import shapely
 from shapely import affinity
 from shapely.geometry.base import BaseGeometry
 
-from jobs.support.geoparquet import within_180
 from jobs.support.job import JobError
 from jobs.support.region_settings import Exclusion, Sampling
+from pipeline.antimeridian import within_180
 from pipeline.archives import Archive
 from pipeline.broker import AccessSpec, access_for
 from pipeline.catalog import search_labels

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from shapely.geometry.base import BaseGeometry
 
+from pipeline.antimeridian import within_180
+
 _CRS: Final = "OGC:CRS84"
 _ROWS_PER_GROUP: Final = 10_000
 """Few enough that a box around a town skips most of a country."""
@@ -31,7 +33,7 @@ def to_geoparquet(table: pa.Table, outlines: Sequence[BaseGeometry], *, about: d
         outlines: Polygons in longitude/latitude; beyond 180 degrees across the antimeridian.
         about: What the file is, as JSON; kept in the footer under "twinlook".
     """
-    geometry = geopandas.GeoSeries([within_180(outline) for outline in outlines], crs=_CRS)
+    geometry = geopandas.GeoSeries([shapely.orient_polygons(within_180(outline)) for outline in outlines], crs=_CRS)
     # The distance needs an extent that is not empty; a single cell has one.
     order = np.argsort(geometry.hilbert_distance().to_numpy(), kind="stable")
     geometry = geometry.iloc[order]
@@ -64,17 +66,6 @@ def vectors_column(vectors: NDArray[np.floating[Any]]) -> pa.Array:
         raise ValueError("an embedding is not finite or too large for half precision: the model or its input is broken")
     flat = pa.array(half.astype(np.float16).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-
-
-def within_180(outline: BaseGeometry) -> BaseGeometry:
-    """The outline with counterclockwise rings, cut in two at the antimeridian where it runs past 180 degrees."""
-    if outline.bounds[2] <= 180:
-        return shapely.orient_polygons(outline)
-    west = outline.intersection(shapely.box(-180, -90, 180, 90))
-    east = shapely.transform(
-        outline.intersection(shapely.box(180, -90, 540, 90)), lambda points: points - np.array([360.0, 0.0])
-    )
-    return shapely.orient_polygons(shapely.union_all([west, east]))
 
 
 def _boxes(bounds: NDArray[np.float64]) -> pa.StructArray:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from jobs.support.chip_places import footprints, georeferences, place_columns
-from jobs.support.geoparquet import within_180
 from jobs.support.ledger_rows import ledger_rows
+from pipeline.antimeridian import within_180
 from pipeline.archives import Archive, known_archives
 from pipeline.chip_table import WRITTEN
 from pipeline.grid import PIXEL_M
@@ -152,7 +152,7 @@ def _items(rows: pa.Table, layout: Layout, collection: str, labels: Sequence[str
     codes = [code for code, kept in zip(crs, there.tolist(), strict=True) if kept]
     outlines = shapely.polygons(np.concatenate([corners, corners[:, :1]], axis=1))
     for place in np.flatnonzero(corners[:, :, 0].max(axis=1, initial=-np.inf) > 180):
-        outlines[place] = within_180(outlines[place])
+        outlines[place] = shapely.orient_polygons(within_180(outlines[place]))
     geometry = geopandas.GeoSeries(outlines, crs="OGC:CRS84")
     order = np.argsort(geometry.hilbert_distance().to_numpy(), kind="stable") if len(rows) else np.empty(0, np.int64)
     rows, outlines, transform = rows.take(pa.array(order)), outlines[order], transform[order]
