@@ -42,28 +42,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def told(version: Version) -> list[tuple[object, ...]]:
-    """What a reader of a version is told of every candidate, but for where it lies.
-
-    Pixels count where they are copied. Where they are warped, as from a neighbouring zone, GDAL follows the curve of
-    the grid within an eighth of a pixel, and where exactly depends on what else of the block is read.
-    """
-    epsg = {
-        row["id"]: row["epsg"] for part in version.versions() for row in part.items().select(["id", "epsg"]).to_pylist()
-    }
-    copied_cells = {
-        (row["cell"], row["pair"])
-        for part in version.versions()
-        for row in part.manifest().to_pylist()
-        if all(epsg[name] == row["epsg"] for name in [*row["optical_items"], *row["radar_items"]])
-    }
-    assert copied_cells
-    rows = version.all_chips(columns=["cell", "pair", "split", "status", "sha256"]).to_pylist()
-    return sorted(
-        (*(row[key] for key in ("cell", "pair", "split", "status")), row["sha256"])
-        if (row["cell"], row["pair"]) in copied_cells
-        else (*(row[key] for key in ("cell", "pair", "split", "status")), "")
-        for row in rows
-    )
+    """What a reader of a version is told of every candidate, but for where it lies."""
+    columns = ("cell", "pair", "split", "status", "sha256")
+    return sorted(tuple(row[key] for key in columns) for row in version.all_chips(columns=columns).to_pylist())
 
 
 def test_a_store_is_what_it_says_and_verify_says_so(version: Version, caplog: pytest.LogCaptureFixture) -> None:
