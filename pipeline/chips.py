@@ -18,7 +18,7 @@ from pipeline.chip_table import FROM_MANIFEST
 from pipeline.grid import Cell, block_key, cells_bounds, utm_box_lonlat
 from pipeline.labels import LABEL_MISSING
 from pipeline.reader import Patience, Reader, ReaderName, ReadError, View, Window, reader_named
-from pipeline.screening import Screening, ScreenRules, band_statistics, screen_chip, screen_classes
+from pipeline.screening import Screening, ScreenRules, screen_chip, screen_classes
 from pipeline.types import Acquisition, ChipArrays, Item, Sensor
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Recipe:
 
 
 LedgerRow = dict[str, Any]
-"""What became of one candidate: the columns of the chip table but the hash, which is of what is written."""
+"""What became of one candidate: the columns of the chip table, but for the hash and the moments of what is written."""
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
@@ -276,8 +276,7 @@ def _judged(row: Row, seen: Screening, chip: ChipArrays | None) -> LedgerRow:
     columns = seen.as_columns()
     if chip is None:
         return _ledger_row(row, status="rejected", reason=seen.reason, **columns)
-    means, deviations = band_statistics(chip)
-    return _ledger_row(row, status="written", mean=means, std=deviations, **columns)
+    return _ledger_row(row, status="written", **columns)
 
 
 def _ledger_row(row: Row, *, status: str, reason: str = "", error: str = "", **more: Any) -> LedgerRow:

@@ -56,7 +56,7 @@ class Receipt:
 MakeUnit = Callable[
     [Sequence[Mapping[str, Any]], Mapping[str, Item]], tuple[Mapping[int, ChipArrays], Sequence[LedgerRow]]
 ]
-"""From the rows of a unit and their items to its chips, by row, and to what became of each row, but for the hash."""
+"""From the rows of a unit and their items to its chips, by row, and to what became of each row."""
 
 
 def by_recipe(recipe: Recipe) -> MakeUnit:
@@ -217,13 +217,19 @@ def _chips(
     rows: list[LedgerRow],
     statistics: BandStatistics,
 ) -> Iterator[tuple[int, ChipArrays]]:
-    """The chips of a shard, unit by unit; appends what became of every row to `rows`, counts in `statistics`."""
+    """The chips of a shard, unit by unit; appends what became of every row to `rows`, counts in `statistics`.
+
+    The moments of a chip come from the same count of its pixels as what it adds to the statistics.
+    """
     units: dict[str, list[Mapping[str, Any]]] = {}
     for each in manifest.sort_by("row").to_pylist():
         units.setdefault(each["unit"], []).append(each)
     for unit in units.values():
         chips, unit_rows = make(unit, items)
         rows += unit_rows
+        by_row = {each["row"]: each for each in unit_rows}
         for row, chip in chips.items():
-            statistics.add(chip)
+            own = BandStatistics.of(chip)
+            statistics.merge(own)
+            by_row[row]["mean"], by_row[row]["std"] = own.moments()
             yield row, chip

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bands import NATIVE_GROUPS, OPTICAL_BANDS, OPTICAL_NODATA, RADAR_BANDS, RADAR_NODATA, SCL_NODATA
+from pipeline.bands import NATIVE_GROUPS, OPTICAL_NODATA, RADAR_NODATA, SCL_NODATA
 from pipeline.types import ChipArrays
 
 CLOUD_CLASSES = (3, 8, 9, 10)
@@ -132,7 +132,7 @@ def screen_chip(
         rules: What it must have.
         flags: What is odd about its items.
     """
-    radar = (chip["radar"] != RADAR_NODATA).all(axis=0)
+    radar = radar_valid(chip["radar"])
     noise = int(border_noise(chip["radar"]).sum()) / max(int(radar.sum()), 1)
     fraction = float(valid_pixels(chip).mean())
     if fraction < rules.min_valid_fraction:
@@ -156,7 +156,7 @@ def border_noise(radar: NDArray[np.generic]) -> NDArray[np.bool_]:
 
     The strip of noise along a swath's edge is what it looks for; calm water far from an edge is left in peace.
     """
-    valid = (radar != RADAR_NODATA).all(axis=0)
+    valid = radar_valid(radar)
     if valid.all():
         return np.zeros(valid.shape, np.bool_)
     noise: NDArray[np.bool_] = valid & (radar[0] <= _BORDER_NOISE_CENTI_DB) & _near(~valid, _BORDER_REACH_PX)
@@ -174,32 +174,20 @@ def _near(mask: NDArray[np.bool_], reach_px: int) -> NDArray[np.bool_]:
     return mask
 
 
-def valid_pixels(chip: ChipArrays) -> NDArray[np.bool_]:
-    """(y, x) at 10 m: True where every band of both sensors has data."""
-    valid: NDArray[np.bool_] = (chip["radar"] != RADAR_NODATA).all(axis=0)
-    side = valid.shape[0]
-    for name in NATIVE_GROUPS:
-        band_valid = (chip[name] != OPTICAL_NODATA).all(axis=0)
-        repeat = side // band_valid.shape[0]
-        valid &= band_valid.repeat(repeat, axis=0).repeat(repeat, axis=1)
+def radar_valid(radar: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """(y, x): True where both polarisations of centi-dB `(VV VH, y, x)` have data, which is above what has none."""
+    valid: NDArray[np.bool_] = radar.min(axis=0) != RADAR_NODATA
     return valid
 
 
-def band_statistics(chip: ChipArrays) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per band over valid pixels: optical (reflectance x 10 000), then radar (dB)."""
-    optical = {band: chip[group][index] for group, bands in NATIVE_GROUPS.items() for index, band in enumerate(bands)}
-    moments = [_moments(optical[band], OPTICAL_NODATA, unit=1.0) for band in OPTICAL_BANDS]
-    moments += [_moments(chip["radar"][index], RADAR_NODATA, unit=100.0) for index in range(len(RADAR_BANDS))]
-    return [mean for mean, _ in moments], [deviation for _, deviation in moments]
-
-
-def _moments(pixels: NDArray[np.generic], nodata: int, *, unit: float) -> tuple[float, float]:
-    """Mean and standard deviation of whole numbers, in units of so many steps."""
-    values = pixels[pixels != nodata].astype(np.float64)
-    if not values.size:
-        return float("nan"), float("nan")
-    # Sums of whole numbers below 2 ** 53 are exact, in whatever order they are added.
-    mean = float(values.sum()) / values.size
-    # Not by a dot product, for which BLAS would wake all its threads.
-    variance = float(np.square(values).sum()) / values.size - mean**2
-    return mean / unit, max(variance, 0.0) ** 0.5 / unit
+def valid_pixels(chip: ChipArrays) -> NDArray[np.bool_]:
+    """(y, x) at 10 m: True where every band of both sensors has data."""
+    valid = radar_valid(chip["radar"])
+    side = valid.shape[0]
+    for name in NATIVE_GROUPS:
+        band_valid = chip[name].min(axis=0) != OPTICAL_NODATA
+        if band_valid.all():
+            continue
+        repeat = side // band_valid.shape[0]
+        valid &= band_valid.repeat(repeat, axis=0).repeat(repeat, axis=1)
+    return valid

@@ -55,14 +55,15 @@ class BandStatistics:
             groups: Store array -> optical bands in it.
         """
         self.chips += 1
-        for band, values in _valid_values(chip, groups):
+        for band, steps in _steps(chip, groups):
             # Each value of a band at its own place: moments come from the few that occur, exactly.
-            counts = np.bincount(values)
+            counts = np.bincount(steps)
+            counts[:1] = 0  # no data
             occurring = np.flatnonzero(counts)
-            number, value = counts[occurring].astype(np.int64), occurring.astype(np.int64) + _lowest(band)
+            number, value = counts[occurring].astype(np.int64), occurring.astype(np.int64) - _nodata_below(band)
             self._sums[band] += int((number * value).sum())
             self._squares[band] += int((number * value * value).sum())
-            np.add.at(self._histograms[band], occurring // _width(band), number)
+            np.add.at(self._histograms[band], np.maximum(value - _lowest(band), 0) // _width(band), number)
 
     def merge(self, other: BandStatistics) -> None:
         """Add what another has counted."""
@@ -88,6 +89,10 @@ class BandStatistics:
             return float("nan")
         spread: float = (self._squares[band] * count - self._sums[band] ** 2) / count**2
         return float(np.sqrt(spread)) / _unit(band)
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Means and standard deviations of `BANDS`, in their order."""
+        return [self.mean(band) for band in BANDS], [self.std(band) for band in BANDS]
 
     def percentile(self, band: str, percent: float) -> float:
         """At most a bin's width from numpy's percentile of all valid pixels; NaN without one."""
@@ -158,15 +163,25 @@ class BandStatistics:
         self._histograms[band][first : first + len(counts)] = counts
 
 
-def _valid_values(chip: ChipArrays, groups: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Band and its valid pixels (n,), as steps above the lowest value of the band's kind."""
+def band_moments(chip: ChipArrays) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each of `BANDS` over the valid pixels of a chip; NaN where there are none."""
+    return BandStatistics.of(chip).moments()
+
+
+def _steps(chip: ChipArrays, groups: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+    """Band and its pixels (n,), as steps above what stands for no data."""
     for group, bands in groups.items():
         if group in chip:
             for band, pixels in zip(bands, chip[group], strict=True):
-                yield band, pixels[pixels != OPTICAL_NODATA]
+                yield band, pixels.reshape(-1)
     if "radar" in chip:
         for band, pixels in zip(RADAR_BANDS, chip["radar"], strict=True):
-            yield band, pixels[pixels != RADAR_NODATA].astype(np.int32) - _RADAR_LOWEST
+            yield band, pixels.reshape(-1).view(np.uint16) ^ np.uint16(_nodata_below(band))
+
+
+def _nodata_below(band: str) -> int:
+    """How far below zero what stands for no data lies."""
+    return (-RADAR_NODATA) if _is_radar(band) else -OPTICAL_NODATA
 
 
 def _is_radar(band: str) -> bool:

@@ -19,7 +19,7 @@ from pipeline.chip_table import chip_table
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 from pipeline.manifest import ITEMS_SCHEMA, MANIFEST_SCHEMA, REJECTIONS_SCHEMA
-from pipeline.screening import band_statistics
+from pipeline.statistics import band_moments
 from pipeline.store import Store
 from pipeline.types import ChipArrays
 from pipeline.versions import Version, begin
@@ -78,7 +78,7 @@ def write_store(
         ledger = [_ledger_row(manifest[row], candidates[row], hashes) for row in rows]
         if statistics:
             for row in ledger:
-                row["mean"], row["std"] = band_statistics(make_chip(row["row"]))
+                row["mean"], row["std"] = band_moments(make_chip(row["row"]))
         version.write_part(shard, chip_table(ledger))
     version.seal()
     return version

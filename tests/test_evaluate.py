@@ -31,7 +31,7 @@ from model import probes
 from model.normalisation import SSL4EO_S12
 from pipeline.grid import Cell
 from pipeline.layout import Layout
-from pipeline.screening import band_statistics
+from pipeline.statistics import band_moments
 from pipeline.store import Store
 from pipeline.types import ChipArrays
 from pipeline.versions import latest_sealed
@@ -196,7 +196,7 @@ def test_cut_windows_are_the_stores_windows(store: str) -> None:
         expected = opened.read_window(row, y, x, 24)
         for name in names:
             assert_array_equal(cut[name][index], expected[name])
-        assert_allclose(cut["band_statistics"][index], np.concatenate(band_statistics(expected)), rtol=1e-6)
+        assert_allclose(cut["band_statistics"][index], np.concatenate(band_moments(expected)), rtol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(2, 5))
@@ -302,7 +302,7 @@ def test_embeddings_through_the_job_are_the_models_own(cluster: None, store: str
         assert_allclose(by_name["trained", kind], expected[f"{kind}_embedding"], atol=2e-5)
         assert_allclose(by_name["untrained", kind], fresh[f"{kind}_embedding"], atol=2e-5)
         assert not np.allclose(fresh[f"{kind}_embedding"], expected[f"{kind}_embedding"], atol=0.1)
-    assert_allclose(by_name["band statistics", "both"][3], np.concatenate(band_statistics(images[3])), rtol=1e-5)
+    assert_allclose(by_name["band statistics", "both"][3], np.concatenate(band_moments(images[3])), rtol=1e-5)
     samples = samples_of(windows, side_px=48, group_cells=2)
     assert len(samples.groups) == 16
     test_cells = cells(16)[10:14]

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.bands import OPTICAL_BANDS
 from pipeline.radiometry import harmonise, looks_like_decibel, to_centi_db
-from pipeline.screening import ScreenRules, band_statistics, screen_chip, screen_classes
+from pipeline.screening import ScreenRules, screen_chip, screen_classes
 from pipeline.types import ChipArrays
 
 RULES = ScreenRules(max_cloud_fraction=0.2, min_valid_fraction=0.9)
@@ -76,13 +75,3 @@ def test_a_hole_in_one_60_m_band_takes_36_pixels() -> None:
     judged = screen_chip(holed, seen, RULES)
     assert judged.valid_fraction == 1 - 36 / 144
     assert judged.reason == "too_little_valid"
-
-
-def test_statistics_come_in_the_models_band_order_over_valid_pixels() -> None:
-    pixels = chip()
-    pixels["b10"][0, :6] = 0
-    means, deviations = band_statistics(pixels)
-    assert len(means) == len(deviations) == 14
-    assert means[OPTICAL_BANDS.index("B02")] == pytest.approx(pixels["b10"][0, 6:].mean())
-    assert means[OPTICAL_BANDS.index("B09")] == pytest.approx(pixels["b60"][1].mean())
-    assert deviations[13] == pytest.approx(pixels["radar"][1].std() / 100)

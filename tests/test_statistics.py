@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS
-from pipeline.statistics import BANDS, OPTICAL_BIN, RADAR_BIN, BandStatistics
+from pipeline.statistics import BANDS, OPTICAL_BIN, RADAR_BIN, BandStatistics, band_moments
 from pipeline.types import ChipArrays
 
 SIDE = 12
@@ -110,3 +110,13 @@ def test_other_formats_are_refused() -> None:
 
 def test_a_shards_statistics_are_small() -> None:
     assert len(of_all([chip(seed) for seed in range(20)]).to_json()) < 60_000
+
+
+def test_moments_of_a_chip_come_in_the_models_band_order_over_valid_pixels() -> None:
+    one = {**chip(0), "radar": np.full((2, SIDE, SIDE), -32768, np.int16)}
+    means, deviations = band_moments(one)
+    for place, band in enumerate(BANDS):
+        values = valid_values([one], band)
+        expected = (values.mean(), values.std()) if values.size else (np.nan, np.nan)
+        assert (means[place], deviations[place]) == pytest.approx(expected, nan_ok=True)
+    assert BANDS == ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12", "VV", "VH")

@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.bands import NATIVE_GROUPS, OPTICAL_NODATA, RADAR_BANDS, RADAR_NODATA
 from pipeline.layout import LABEL_NODATA, WINDOW_STEP_PX, ArraySpec
-from pipeline.screening import band_statistics
+from pipeline.statistics import band_moments
 
 Batch = Mapping[str, NDArray[Any]]
 """Whole chips: store array name -> (B, ...), and `row` (B,)."""
@@ -24,11 +23,6 @@ MISSING_LABELS: Final = "missing_labels"
 NO_MAJORITY: Final = "no_majority"
 RARE_CLASS: Final = "rare_class"
 NOT_DRAWN: Final = "not_drawn"
-
-_NO_PIXELS: Final = {
-    **{name: np.full((len(bands), 1, 1), OPTICAL_NODATA, np.uint16) for name, bands in NATIVE_GROUPS.items()},
-    "radar": np.full((len(RADAR_BANDS), 1, 1), RADAR_NODATA, np.int16),
-}
 
 
 def window_corners(side_px: int, window_px: int, *, step_px: int = WINDOW_STEP_PX) -> list[tuple[int, int]]:
@@ -114,7 +108,7 @@ def cut_windows(
         window_px: Side of a window.
 
     Returns:
-        The arrays of the windows (W, ...), `window` (W,), and `band_statistics` (W, 28) as `pipeline.screening` has it:
+        The arrays of the windows (W, ...), `window` (W,), and `band_statistics` (W, 28) of `pipeline.statistics`:
         means of the 14 bands, then their deviations; those of an absent sensor are 0.
     """
     pixels: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in specs}
@@ -127,7 +121,7 @@ def cut_windows(
             cut = {spec.name: spec.window(batch[spec.name][place], y, x, window_px) for spec in specs}
             for name, part in cut.items():
                 pixels[name].append(part)
-            means, deviations = band_statistics({**_NO_PIXELS, **cut})
+            means, deviations = band_moments(cut)
             statistics.append([*means, *deviations])
             numbers.append(int(windows["window"][index]))
     return {

@@ -16,7 +16,6 @@ from pipeline.imports.plan import LABEL_PREFIX, sample_from_row
 from pipeline.imports.samples import Reading, Unfit
 from pipeline.imports.sources import SOURCES
 from pipeline.layout import Layout
-from pipeline.screening import band_statistics
 from pipeline.types import ChipArrays, Item
 
 _NO_PIXELS = {
@@ -84,8 +83,7 @@ def _outcome(reading: Reading, layout: Layout, min_valid_fraction: float) -> dic
     seen = judge(reading, layout, min_valid_fraction=min_valid_fraction)
     if seen["reason"]:
         return {"status": REJECTED, **seen}
-    means, deviations = band_statistics({**_NO_PIXELS, **reading})
-    return {"status": WRITTEN, "mean": means, "std": deviations, **seen}
+    return {"status": WRITTEN, **seen}
 
 
 def _planned(row: Mapping[str, Any]) -> dict[str, Any]:
