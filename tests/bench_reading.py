@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,18 +35,22 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
-from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS, SCENE_CLASSIFICATION
+from pipeline.access import DirectAccess
+from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS, RESOLUTION_M, SCENE_CLASSIFICATION
 from pipeline.chips import Recipe, build_unit
 from pipeline.grid import Cell, cells_bounds
 from pipeline.layout import Layout
-from pipeline.reader import ReaderName
-from pipeline.screening import ScreenRules
+from pipeline.radiometry import harmonise, to_centi_db
+from pipeline.reader import ReaderName, View, Window, reader_named
+from pipeline.screening import ScreenRules, screen_chip, screen_classes
+from pipeline.statistics import BandStatistics
 from pipeline.store import Store
+from pipeline.types import Acquisition
 from tests.full_size_scenes import EPSG, LEFT, TOP, items, write_scenes
 
 SIDE_M = 2640
 LATENCY_MS = 40
-ROUNDS = {8: 3, 4: 4}
+ROUNDS = {8: 5, 4: 4}
 THREADS = 16
 GROUPS: tuple[tuple[int, str, tuple[str, ...]], ...] = (
     (10, "uint16", NATIVE_GROUPS["b10"]),
@@ -195,10 +199,6 @@ def recipe(reader: ReaderName) -> Recipe:
 
 def pixels_only(base: str, cells: Sequence[Cell], reader: ReaderName) -> None:
     """The reading stage: classification first, then everything else, harmonised and in centi-dB."""
-    from pipeline.access import DirectAccess
-    from pipeline.reader import View, Window, reader_named
-    from pipeline.types import Acquisition
-
     own = items(base)
     optical, radar = (Acquisition(sensor=item.sensor, items=(item,)) for item in (own["S2"], own["S1"]))
     window = Window(epsg=EPSG, bounds=cells_bounds(cells), square_m=SIDE_M)
@@ -209,12 +209,51 @@ def pixels_only(base: str, cells: Sequence[Cell], reader: ReaderName) -> None:
 
 
 def whole_job(base: str, cells: Sequence[Cell], reader: ReaderName, folder: Path) -> None:
-    """Read, screened, encoded and written."""
-    store = Store.create(str(folder / f"{next(_RUN)}.zarr"), Layout(shard_chips=64))
-    store.resize(64)
+    """Read, screened, counted, encoded and written."""
     chips, _ = by_us(base, cells, reader)
     assert len(chips) == len(cells)
-    store.write_shard(0, chips.items())
+    write(chips, folder)
+
+
+def whole_job_of_peers(base: str, cells: Sequence[Cell], folder: Path) -> None:
+    """The same store, but everything read by plain stackstac, block by block."""
+    own, bounds = items(base), cells_bounds(cells)
+    b10, b20, b60, scl, gamma0 = by_stackstac(base, bounds)
+    offset_dn = own["S2"].offset_dn
+    optical = {n: harmonise(a, offset_dn=offset_dn) for n, a in (("b10", b10), ("b20", b20), ("b60", b60))}
+    arrays = {**optical, "scl": scl[0], "radar": to_centi_db(gamma0)}
+    rules = recipe("stackstac").screen
+    chips: dict[int, Any] = {}
+    for number, cell in enumerate(cells):
+        chip = {name: np.ascontiguousarray(cut(array, name, bounds, cell)) for name, array in arrays.items()}
+        if not screen_chip(chip, screen_classes(chip["scl"], rules), rules).reason:
+            chips[number] = chip
+    assert len(chips) == len(cells)
+    write(chips, folder)
+
+
+def cut(array: NDArray[Any], name: str, bounds: Bounds, cell: Cell) -> NDArray[Any]:
+    """The cell's part of an array over bounds."""
+    resolution_m = RESOLUTION_M[name]
+    left, _, right, top = cell.bounds
+    row, column = round((bounds[3] - top) / resolution_m), round((left - bounds[0]) / resolution_m)
+    side = round((right - left) / resolution_m)
+    return array[..., row : row + side, column : column + side]
+
+
+def write(chips: Mapping[int, Any], folder: Path) -> None:
+    """Into a store of its own."""
+    store = Store.create(str(folder / f"{next(_RUN)}.zarr"), Layout(shard_chips=64))
+    store.resize(64)
+    statistics = BandStatistics()
+    store.write_shard(0, counted(chips, statistics))
+
+
+def counted(chips: Mapping[int, Any], statistics: BandStatistics) -> Iterator[tuple[int, Any]]:
+    """The chips, counted on their way."""
+    for number, chip in chips.items():
+        statistics.merge(BandStatistics.of(chip))
+        yield number, chip
 
 
 def ways_of(server: Server, folder: Path) -> dict[str, Callable[[Sequence[Cell]], object]]:
@@ -225,6 +264,7 @@ def ways_of(server: Server, folder: Path) -> dict[str, Callable[[Sequence[Cell]]
         "odc-stac, block": lambda cells: by_odc(server.fresh(), cells_bounds(cells)),
         "twinlook, stackstac": lambda cells: pixels_only(server.fresh(), cells, "stackstac"),
         "twinlook, window": lambda cells: pixels_only(server.fresh(), cells, "window"),
+        "whole job, plain stackstac": lambda cells: whole_job_of_peers(server.fresh(), cells, folder),
         "whole job, stackstac": lambda cells: whole_job(server.fresh(), cells, "stackstac", folder),
         "whole job, window": lambda cells: whole_job(server.fresh(), cells, "window", folder),
     }
@@ -281,12 +321,19 @@ def highest_rss_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def peak(base: str, reader: ReaderName) -> None:
-    """Make the chips of one block of 8 x 8 and print the most memory that this process ever held."""
+def peak(base: str, reader: ReaderName, folder: Path) -> None:
+    """Make the chips of one block of 8 x 8, then a whole shard of four; print the most memory held after each."""
     before = highest_rss_mib()
     by_us(base, cells_at(0, 0, 8), reader)
-    after = highest_rss_mib()
-    sys.stdout.write(f"{before:.0f} {after:.0f}\n")
+    block = highest_rss_mib()
+    store = Store.create(str(folder / "peak.zarr"), Layout())
+    store.resize(256)
+    statistics = BandStatistics()
+    blocks = (by_us(base, cells_at(8 * number, 0, 8), reader)[0] for number in range(4))
+    store.write_shard(
+        0, ((64 * place + n, chip) for place, chips in enumerate(blocks) for n, chip in counted(chips, statistics))
+    )
+    sys.stdout.write(f"{before:.0f} {block:.0f} {highest_rss_mib():.0f}\n")
 
 
 def main() -> None:
@@ -300,13 +347,14 @@ def main() -> None:
             show(side, table(server, Path(folder), side, rounds))
         sys.stdout.write(f"\nload {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
         for reader in ("window", "stackstac"):
-            command = [sys.executable, "-m", "tests.bench_reading", "peak", server.fresh(), reader]
-            before, after = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            sys.stdout.write(f"peak memory, one block of 8 x 8, {reader}: {after} MiB ({before} MiB before reading)\n")
+            command = [sys.executable, "-m", "tests.bench_reading", "peak", server.fresh(), reader, folder]
+            ran = subprocess.run(command, check=True, capture_output=True, text=True)
+            before, block, shard = ran.stdout.split()
+            sys.stdout.write(f"peak MiB, {reader}: {before} before reading, {block} a block, {shard} a shard of 256\n")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["peak"]:
-        peak(sys.argv[2], "stackstac" if sys.argv[3] == "stackstac" else "window")
+        peak(sys.argv[2], "stackstac" if sys.argv[3] == "stackstac" else "window", Path(sys.argv[4]))
     else:
         main()
