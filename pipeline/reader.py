@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from pipeline.bands import (
 )
 from pipeline.grid import utm_box_lonlat
 from pipeline.radiometry import harmonise, looks_like_decibel, offset_flags, radar_flags, to_centi_db
-from pipeline.reader_faults import Answer, diagnose
+from pipeline.reader_faults import Answer, ask_server, diagnose
 from pipeline.reader_gdal import gdal_path, keep_signatures_out_of_logs
 from pipeline.reader_stackstac import StackstacEngine
 from pipeline.reader_types import Engine, Finish, Header, Patience, Pixels, ReadError, Source, Window
@@ -183,7 +184,9 @@ class Reader:
                 if isinstance(result, Pixels):
                     done[number] = result
                 else:
-                    faults.append((sources[number], diagnose(result, href, self.patience, told)))
+                    source = sources[number]
+                    ask = partial(self._ask, source.href)
+                    faults.append((source, diagnose(result, href, self.patience, told, ask)))
             if not faults:
                 return [done[number] for number in range(len(sources))]
             self._report(faults)
@@ -213,6 +216,14 @@ class Reader:
                 raise _named(sources[0], ReadError(str(error), kind=kind)) from None
             paths = [gdal_path(href) for href in hrefs]
             return hrefs, self.engine.read(sources, paths, finish)
+
+    def _ask(self, unsigned: str, href: str) -> Answer:
+        """What a file's server says now; nothing, where it is not to be asked."""
+        try:
+            with self.access.turn(unsigned):
+                return ask_server(href, self.patience)
+        except HostUnavailable:
+            return Answer(None)
 
     def _report(self, faults: Iterable[tuple[Source, ReadError]]) -> None:
         """Tell whoever keeps count of hosts and signatures; once for what went wrong in one place for one reason."""

@@ -6,19 +6,20 @@ it got no bytes, whatever the server said; then the server is asked once more, b
 
 from __future__ import annotations
 
-import email.utils
 import os
 import re
 import ssl
-import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import rasterio
 
 from pipeline.access import host_of
+from pipeline.limits import retry_after_s
 from pipeline.reader_gdal import READ_ERRORS, gdal_options, gdal_path, last_byte
 from pipeline.reader_types import Kind, Patience, ReadError
 from pipeline.redaction import describe
@@ -47,13 +48,18 @@ class Answer:
     """The file's first bytes."""
 
 
-def diagnose(error: Exception, href: str, patience: Patience, told: dict[str, Answer]) -> ReadError:
+Ask = Callable[[str], Answer]
+"""From a signed href to what its server says."""
+
+
+def diagnose(error: Exception, href: str, patience: Patience, told: dict[str, Answer], ask: Ask) -> ReadError:
     """Why reading failed, asking the server where GDAL does not say.
 
     Args:
         error: What the engine met.
         href: Signed.
         patience: How long the server may take.
+        ask: How a server is asked, when it is one's turn.
         told: Host -> what it answered when it had no time, so that no more is asked of it; added to.
     """
     remote = href.startswith(("http://", "https://"))
@@ -63,7 +69,7 @@ def diagnose(error: Exception, href: str, patience: Patience, told: dict[str, An
     status = _STATUS.search(message)
     kind: Kind
     if status:
-        return _of_status(Answer(int(status[1])), message, href, patience, told)
+        return _of_status(Answer(int(status[1])), message, href, told, ask)
     if _NO_ANSWER.search(message):
         return ReadError(message, kind="busy")
     if not remote:
@@ -72,9 +78,9 @@ def diagnose(error: Exception, href: str, patience: Patience, told: dict[str, An
     if kind == "damaged" and not _NO_BYTES.search(message):
         return ReadError(message, kind=kind)
     # What comes next looks the same whether a request failed or the file is broken.
-    answer = ask(href, patience)
+    answer = ask(href)
     if answer.status is None or answer.status >= 400:
-        return _of_status(answer, message, href, patience, told)
+        return _of_status(answer, message, href, told, ask)
     if kind == "unreadable":
         return ReadError(message, kind="busy" if answer.start in _TIFF and not _is_short(answer) else kind)
     if answer.size is not None and _cut_off(href, answer.size, patience):
@@ -82,7 +88,7 @@ def diagnose(error: Exception, href: str, patience: Patience, told: dict[str, An
     return ReadError(message, kind="busy")
 
 
-def ask(href: str, patience: Patience) -> Answer:
+def ask_server(href: str, patience: Patience) -> Answer:
     """Ask a server for the first bytes of a signed href."""
     request = urllib.request.Request(href, headers={"Range": "bytes=0-3"})  # noqa: S310  # given http(s) only
     # The certificates that GDAL trusts, which rasterio sets.
@@ -92,12 +98,12 @@ def ask(href: str, patience: Patience) -> Answer:
             _, _, size = response.headers.get("Content-Range", "").partition("/")
             return Answer(response.status, size=int(size) if size.isdigit() else None, start=response.read(4))
     except urllib.error.HTTPError as error:
-        return Answer(error.code, retry_after_s=_seconds(error.headers.get("Retry-After")))
+        return Answer(error.code, retry_after_s=retry_after_s(error.headers.get("Retry-After"), now=datetime.now(UTC)))
     except OSError:
         return Answer(None)
 
 
-def _of_status(answer: Answer, message: str, href: str, patience: Patience, told: dict[str, Answer]) -> ReadError:
+def _of_status(answer: Answer, message: str, href: str, told: dict[str, Answer], ask: Ask) -> ReadError:
     status = answer.status
     kind: Kind
     if status in (401, 403):
@@ -112,7 +118,7 @@ def _of_status(answer: Answer, message: str, href: str, patience: Patience, told
         # GDAL does not pass on how long the server asked to wait.
         host = host_of(href) or ""
         if host not in told:
-            told[host] = ask(href, patience)
+            told[host] = ask(href)
         answer = told[host]
     said = "no answer" if status is None else f"HTTP {status}"
     return ReadError(f"{said}; {message}", kind=kind, status=status, retry_after_s=answer.retry_after_s)
@@ -135,15 +141,3 @@ def _cut_off(href: str, size: int, patience: Patience) -> bool:
             return last_byte(dataset) > size
     except READ_ERRORS:
         return False
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """A Retry-After header, which is a number of seconds or a date."""
-    if not retry_after:
-        return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return None
