@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,23 +24,25 @@ _CELL = ("epsg", "column", "cell_row")
 def leave_out_earlier(planner: Planner, version: Version) -> None:
     """Keep a planner from planning what versions before this one have, whatever became of it there.
 
-    Such candidates become rejections for `in_earlier_version`; failures among them are for `plan_retry`.
+    Such candidates become rejections for `in_earlier_version`; failures among them are for `plan_retry`. A pair is
+    known by its id, and by its items too: what an archive names otherwise than before has not been flown again.
 
     Raises:
         StoreError: An earlier version was not planned on the grid of cells.
     """
+    looks = planner.looks()
     for earlier in version.versions()[:-1]:
+        now_called = _now_called(earlier.looks(), looks)
         for batch in earlier.manifest_batches(columns=[*_CELL, "pair"]):
             _refuse_without_cells(earlier, batch)
             pairs = batch["pair"].combine_chunks().dictionary_encode()
             epsg, column, cell_row = (batch[name].to_numpy() for name in _CELL)
-            planner.leave_out(
-                epsg,
-                column,
-                cell_row,
-                pairs.indices.to_numpy(),
-                pairs=pairs.dictionary.to_pylist(),
-            )
+            pair, names = pairs.indices.to_numpy(), pairs.dictionary.to_pylist()
+            planner.leave_out(epsg, column, cell_row, pair, pairs=names)
+            for place, name in enumerate(names):
+                for other in sorted(now_called.get(name, ())):
+                    rows = np.flatnonzero(pair == place)
+                    planner.leave_out(epsg[rows], column[rows], cell_row[rows], np.zeros_like(rows), pairs=[other])
 
 
 def plan_retry(version: Version, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -96,6 +100,25 @@ def earlier_shard_chips(version: Version) -> int:
     return int(plan["shard_chips"])
 
 
+def _now_called(earlier: pa.Table | None, looks: pa.Table) -> dict[str, set[str]]:
+    """Earlier pair -> other ids under which pairs of the same items, of both sensors, are planned now."""
+    if earlier is None:
+        return {}
+    pairs_of: dict[str, set[str]] = defaultdict(set)
+    for pair, *items in _pairs_and_items(looks):
+        for item in chain(*items):
+            pairs_of[item].add(pair)
+    called: dict[str, set[str]] = defaultdict(set)
+    for pair, *items in _pairs_and_items(earlier):
+        optical, radar = (set().union(*(pairs_of.get(item, ()) for item in of_sensor)) for of_sensor in items)
+        called[pair] |= (optical & radar) - {pair}
+    return called
+
+
+def _pairs_and_items(looks: pa.Table) -> Iterator[tuple[Any, ...]]:
+    return zip(*(looks[name].to_pylist() for name in ("pair", "optical_items", "radar_items")), strict=True)
+
+
 def _planner(version: Version) -> Planner:
     """Blocks as in the version before; splits are given, never drawn."""
     plan = Version(version.url, version.number - 1).plan
@@ -121,7 +144,7 @@ def _refuse_without_cells(version: Version, manifest: pa.Table) -> None:
 
 def _once(items: list[pa.Table]) -> pa.Table:
     """Items by id, each once."""
-    table = pa.concat_tables(items)
+    table = pa.concat_tables(items, promote_options="default")
     ids = table["id"].to_pylist()
     firsts = {name: place for place, name in reversed(list(enumerate(ids)))}
     return table.take([firsts[name] for name in sorted(firsts)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,13 @@ ASSET_FIELDS = ("href", "type", "proj:epsg", "proj:code", "raster:bands", "raste
 
 OFFSET_BAND = "B02"
 """The band whose published offset is compared with what the baseline says; an archive shifts all or none."""
+
+_PRODUCT_IN_TIME = re.compile(r"S2[A-Z]_MSIL\w{2}_(\d{8}T\d{6})_")
+_DATATAKE_IN = (re.compile(r"GS2[A-Z]_(\d{8}T\d{6})_"), _PRODUCT_IN_TIME, _PRODUCT_IN_TIME)
+_ORBIT_IN: dict[Sensor, re.Pattern[str]] = {
+    "optical": re.compile(r"GS2[A-Z]_\d{8}T\d{6}_(\d{6})(?!\d)"),
+    "radar": re.compile(r"S1[A-Z]_\w+_\d{8}T\d{6}_\d{8}T\d{6}_(\d{6})_[0-9A-F]{6}(?![0-9A-F])"),
+}
 
 _FIRST_OFFSET_BASELINE = (4, 0)
 _OFFSET_DN = 1000
@@ -139,6 +147,8 @@ def _parse(feature: Feature, archive: Archive, sensor: Sensor) -> Parsed:
         platform=str(properties.get("platform", "")).lower(),
         tile=str(properties.get("s2:mgrs_tile") or properties.get("grid:code") or "").removeprefix("MGRS-"),
         relative_orbit=_relative_orbit(feature),
+        absolute_orbit=_absolute_orbit(feature, sensor),
+        datatake=_datatake(feature) if sensor == "optical" else "",
         orbit_state=str(properties.get("sat:orbit_state") or ""),
         cloud_percent=cloud_percent,
         baseline=baseline,
@@ -216,6 +226,27 @@ def _hrefs(feature: Feature, bands: Iterable[str], archive: Archive) -> dict[str
     if not all(hrefs.values()):
         raise ItemError(f"has no href for {', '.join(band for band, href in hrefs.items() if not href)}")
     return hrefs
+
+
+def _datatake(feature: Feature) -> str:
+    """Start of the datatake, from its id as in ``GS2A_20230602T100601_041489_N05.09`` or from the product's name.
+
+    The id without what processing adds to it; else an item that was processed again would be of another overpass.
+    """
+    properties = feature["properties"]
+    named = (properties.get("s2:datatake_id"), properties.get("s2:product_uri"), feature["id"])
+    found = (pattern.match(str(name or "")) for pattern, name in zip(_DATATAKE_IN, named, strict=True))
+    return next((match[1] for match in found if match), "")
+
+
+def _absolute_orbit(feature: Feature, sensor: Sensor) -> int | None:
+    """As the item says, or as its datatake's id or its product's name has it."""
+    properties = feature["properties"]
+    if properties.get("sat:absolute_orbit") is not None:
+        return int(properties["sat:absolute_orbit"])
+    named = properties.get("s2:datatake_id") if sensor == "optical" else feature["id"]
+    match = _ORBIT_IN[sensor].match(str(named or ""))
+    return int(match[1]) if match else None
 
 
 def _relative_orbit(feature: Feature) -> int:

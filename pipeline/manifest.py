@@ -73,6 +73,8 @@ ITEMS_SCHEMA = pa.schema(
         ("platform", pa.string()),
         ("relative_orbit", pa.int32()),
         ("orbit_state", pa.string()),
+        ("absolute_orbit", pa.int32()),
+        ("datatake", pa.string()),
         ("tile", pa.string()),
         ("cloud_percent", pa.float32()),
         ("baseline", pa.string()),

@@ -28,7 +28,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sightings:
-    """Acquisitions over cells, one entry for each that meets a cell; sorted by cell, time and acquisition."""
+    """Acquisitions over cells, one entry for each that meets a cell; sorted by cell, time and id."""
 
     cell: Indices
     """(n,) place of the cell among the cells given."""
@@ -93,13 +93,14 @@ def sightings(cells: Sequence[Cell], looks: Sequence[Acquisition]) -> Sightings:
         if members not in known:
             known[members] = len(acquisitions)
             look = ordered[look_of_item[members[0]]]
-            acquisitions.append(replace(look, items=tuple(items[m][1] for m in members), overpass=look.id))
+            acquisitions.append(replace(look, items=tuple(items[m][1] for m in members)))
         narrowed[place] = known[members]
     times = np.array([(look.datetime - _EPOCH) // timedelta(microseconds=1) for look in acquisitions], np.int64)
     clouds = np.array([max(item.cloud_percent for item in look.items) for look in acquisitions], np.float64)
     cell = hits.cell[groups]
-    look_of = look_of_item[hits.item[groups]]
-    order = np.lexsort((look_of, times[narrowed], cell))
+    # By the ids that the cells know the acquisitions by, not by those of all that was found of an overpass.
+    by_id = np.unique([look.id for look in acquisitions], return_inverse=True)[1]
+    order = np.lexsort((by_id[narrowed], times[narrowed], cell))
     narrowed = narrowed[order]
     return Sightings(
         cell=cell[order],
@@ -164,10 +165,7 @@ class Finder:
         for place in np.unique(self._tree.query(turned)[1]).tolist():
             number, item = self._items[place]
             found[number].append(item)
-        return [
-            replace(self._looks[number], items=tuple(items), overpass=self._looks[number].id)
-            for number, items in found.items()
-        ]
+        return [replace(self._looks[number], items=tuple(items)) for number, items in found.items()]
 
 
 def _hits(cells: Sequence[Cell], items: Sequence[Item]) -> _Hits:

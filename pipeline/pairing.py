@@ -17,7 +17,7 @@ from pipeline.overlap import Finder, Sightings, sightings, zones_of
 from pipeline.types import Acquisition, Item
 
 _OVERPASS_GAP = timedelta(minutes=30)
-"""Items of one platform and relative orbit that start further apart than this are of different overpasses."""
+"""Items of one track that start further apart than this are of different overpasses, if they do not say of which."""
 
 _SLICE_GAP = timedelta(minutes=1)
 """A pass gets a new orbit number at the equator: its slices follow each other by half a minute all the same."""
@@ -79,7 +79,7 @@ class Pair:
     """Only the items that the cell needs."""
 
     id: str
-    """Names the two overpasses; the same for all their cells."""
+    """Names the two overpasses, see `Acquisition.id`; the same whatever else was searched."""
 
     overlap: float
     """Smaller of the two fractions of the cell that the acquisitions cover."""
@@ -108,28 +108,60 @@ class Rejection:
 def acquisitions(items: Iterable[Item]) -> list[Acquisition]:
     """Group the items of one sensor by overpass, in order of time.
 
-    An overpass is a run of items of one platform and relative orbit, each starting less than half an hour after the one
-    before. Where a pass crosses the equator its orbit counts on: slices of consecutive orbits, each starting within a
-    minute of the one before, are of one overpass too.
+    Items of one platform and orbit since launch are of one overpass, whatever lies between them and whether that was
+    found. Where a pass crosses the equator its orbit counts on: slices that lead up to the first of a new orbit, each
+    starting within a minute of the next, go with the new orbit.
+
+    Where an archive does not tell the orbit since launch, an overpass is a run of items of one relative orbit, each
+    starting less than half an hour after the one before; it goes on across the equator in the same way.
     """
     platforms: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
+    for item in sorted(items, key=lambda item: (item.datetime, item.relative_orbit, item.id)):
         platforms[item.platform].append(item)
-    runs: list[list[Item]] = []
-    for flown in platforms.values():
-        flown.sort(key=lambda item: (item.datetime, item.relative_orbit, item.id))
-        current: dict[int, list[Item]] = {}
-        previous: list[Item] = []
-        for item in flown:
-            run = current.get(item.relative_orbit, [])
-            if not run or item.datetime - run[-1].datetime > _OVERPASS_GAP:
-                run = previous if previous and _counts_on(previous[-1], item) else []
-            if not run:
-                runs.append(run)
-            run.append(item)
-            current[item.relative_orbit] = previous = run
+    runs = [run for flown in platforms.values() for run in (*_by_orbit(flown), *_by_time(flown))]
     found = [Acquisition(sensor=run[0].sensor, items=tuple(run)) for run in runs]
     return sorted(found, key=lambda acquisition: (acquisition.datetime, acquisition.id))
+
+
+def _by_orbit(flown: Iterable[Item]) -> Iterator[list[Item]]:
+    """The overpasses of one platform whose orbits are known; items in order of time."""
+    orbits: dict[int, list[Item]] = defaultdict(list)
+    for item in flown:
+        if item.absolute_orbit is not None:
+            orbits[item.absolute_orbit].append(item)
+    tails = {orbit: _tail(run, orbits[orbit + 1][0]) for orbit, run in orbits.items() if orbit + 1 in orbits}
+    for orbit, run in orbits.items():
+        whole = [*tails.get(orbit - 1, ()), *run[: len(run) - len(tails.get(orbit, ()))]]
+        if whole:
+            yield whole
+
+
+def _tail(run: Sequence[Item], following: Item) -> list[Item]:
+    """The last of the items that lead up to another without a gap."""
+    tail: list[Item] = []
+    for item in reversed(run):
+        if following.datetime - item.datetime > _SLICE_GAP:
+            break
+        tail.insert(0, following := item)
+    return tail
+
+
+def _by_time(flown: Iterable[Item]) -> list[list[Item]]:
+    """The overpasses of one platform whose orbits are not known; items in order of time."""
+    runs: list[list[Item]] = []
+    current: dict[int, list[Item]] = {}
+    previous: list[Item] = []
+    for item in flown:
+        if item.absolute_orbit is not None:
+            continue
+        run = current.get(item.relative_orbit, [])
+        if not run or item.datetime - run[-1].datetime > _OVERPASS_GAP:
+            run = previous if previous and _counts_on(previous[-1], item) else []
+        if not run:
+            runs.append(run)
+        run.append(item)
+        current[item.relative_orbit] = previous = run
+    return runs
 
 
 def _counts_on(before: Item, after: Item) -> bool:
@@ -156,7 +188,8 @@ def pair_cells(
     all other rules; ties go to the smaller sum of |dt|, then to the lower relative orbit, then to ascending. Near the
     equator, where orbits are counted on, a track may go by two numbers.
 
-    The order of the arguments makes no difference but to the order of the results.
+    The order of the arguments makes no difference but to the order of the results. What does not meet a cell makes none
+    to what is said of it: the same pairs with the same ids come of every search that holds the cell.
 
     Returns:
         Pairs in the order of `cells` and of time; and what was not taken, with the reason, in the same order. Every

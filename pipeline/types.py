@@ -39,6 +39,13 @@ class Item:
     orbit_state: str
     """ascending or descending."""
 
+    absolute_orbit: int | None = None
+    """Orbit since launch in which the overpass began; None where the archive does not say."""
+
+    datatake: str = ""
+    """Start of the optical datatake, such as 20230602T101559: the same for all its tiles, however often they are
+    processed; empty for radar, and where the archive does not say."""
+
     tile: str = ""
     """MGRS tile of an optical item, such as 33UUP."""
 
@@ -59,19 +66,30 @@ class Acquisition:
     sensor: Sensor
     items: tuple[Item, ...]
 
-    overpass: str = ""
-    """Id of the whole overpass, where `items` are only those over one cell."""
-
     @property
     def id(self) -> str:
-        """Platform, start of sensing and relative orbit, as in ``sentinel-2a_20230602T101803_R022``."""
-        first = self.items[0]
-        return self.overpass or f"{first.platform}_{self.datetime:%Y%m%dT%H%M%S}_R{first.relative_orbit:03d}"
+        """The overpass, as in ``sentinel-2a_20230602T101559_R022`` or ``sentinel-1a_O048795_R095``.
+
+        Platform; the optical datatake, else the orbit since launch; relative orbit. All items of an overpass have these
+        in common, so that its id is the same whichever of them are found. If an overpass has two (a pass that crosses
+        the equator, a datatake that was cut), the earlier one of `items` counts. If the archive names none, the start
+        of the earliest of `items` does: of those that a cell needs, which every search that holds the cell finds.
+        """
+        first = min(self.items, key=_naming)
+        orbit = first.absolute_orbit
+        when = first.datatake or (f"{first.datetime:%Y%m%dT%H%M%S}" if orbit is None else f"O{orbit:06d}")
+        return f"{first.platform}_{when}_R{first.relative_orbit:03d}"
 
     @property
     def datetime(self) -> datetime:
         """Start of the earliest item, UTC."""
         return min(item.datetime for item in self.items)
+
+
+def _naming(item: Item) -> tuple[bool, str, bool, int, datetime, str]:
+    """The least of an acquisition's items names it."""
+    orbit = item.absolute_orbit
+    return not item.datatake, item.datatake, orbit is None, orbit or 0, item.datetime, item.id
 
 
 class ChipError(Exception):

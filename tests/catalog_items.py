@@ -14,6 +14,7 @@ from pipeline.simulation.archive import write_catalog
 
 START = datetime(2023, 1, 1, tzinfo=UTC)
 DAYS = 120
+ORBIT = timedelta(days=10) / 143
 
 
 def optical_item(
@@ -39,6 +40,7 @@ def optical_item(
             "sat:orbit_state": "descending",
             "s2:mgrs_tile": tile or name,
             "s2:processing_baseline": "04.00",
+            "s2:datatake_id": f"GS2A_{when:%Y%m%dT%H%M%S}_{31_000 + (when - START) // ORBIT:06d}_N04.00",
             "s2:generation_time": (when + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "eo:cloud_cover": 12.5,
             **properties,

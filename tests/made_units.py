@@ -48,6 +48,7 @@ def _item(sensor: Sensor, day: int) -> Item:
         platform="s",
         relative_orbit=1,
         orbit_state="ascending",
+        absolute_orbit=1000 + day,
     )
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import shapely
+from shapely.geometry import box
 
 from pipeline.appends import leave_out_earlier, plan_retry
+from pipeline.grid import Cell
 from pipeline.ingest import build_planned_shard
 from pipeline.manifest import items_table, plan_pairs, rejections_table
-from pipeline.pairing import Pair
+from pipeline.pairing import Pair, PairRules, acquisitions, pair_cells
 from pipeline.store import Store, StoreError
 from pipeline.verification import verify
 from pipeline.versions import Version, begin, latest_sealed
-from tests.made_units import LAYOUT, SPLITS, Maker, chip_of, grid, objects_of, planned
+from tests.made_units import LAYOUT, SPLITS, Maker, chip_of, grid, objects_of, pair, planned
 
 Key = tuple[str, str]
 
@@ -107,6 +112,34 @@ def test_an_append_of_nothing_new_is_refused(url: str) -> None:
     with pytest.raises(StoreError, match="earlier versions have all 6 candidates; nothing is new"):
         appended(url, pairs, number=2)
     assert latest_sealed(url).number == 1
+
+
+WITHOUT_NAMES: dict[str, Any] = {"absolute_orbit": None, "datatake": ""}
+
+
+@pytest.mark.parametrize("before", [{}, WITHOUT_NAMES], ids=["named alike", "named since"])
+def test_a_larger_search_finds_nothing_new_of_the_same_cells(url: str, before: dict[str, Any]) -> None:
+    """One slice and one tile more of each overpass, both earlier than those over the cells."""
+    cells = [Cell(epsg=32633, column=column, row=20_000, side_m=240) for column in range(4)]
+    west, south, east, north = shapely.union_all([cell.footprint for cell in cells]).bounds
+    here, beyond = box(west - 1, south - 1, east + 1, north + 1), box(west - 1, north + 1, east + 1, north + 3)
+
+    def pairs(parts: dict[str, Any], **more: Any) -> list[Pair]:
+        looks = [
+            acquisitions(
+                replace(item, id=f"{item.id}-{name}", footprint=part, datetime=item.datetime - earlier, **more)
+                for item in (side.items[0] for side in (getattr(pair(0, 0, day), sensor) for day in (0, 5)))
+                for name, (part, earlier) in parts.items()
+            )
+            for sensor in ("optical", "radar")
+        ]
+        rules = PairRules(max_dt_days=1, max_cloud_percent=100, min_overlap=0.9, per_cell="all")
+        return pair_cells(cells, *looks, rules)[0]
+
+    small = {"b": (here, timedelta(0))}
+    built(planned(url, pairs(small, **before)))
+    with pytest.raises(StoreError, match="earlier versions have all 8 candidates; nothing is new"):
+        appended(url, pairs({"a": (beyond, timedelta(seconds=25)), **small}), number=2)
 
 
 def test_failures_are_tried_again_in_a_version_of_their_own(url: str) -> None:

@@ -22,7 +22,7 @@ from pipeline.catalog_footprints import Feature
 from pipeline.catalog_items import parse, slim
 from pipeline.catalog_results import Found, judge, settle
 from pipeline.regions import parse_period, parse_region
-from pipeline.types import Sensor
+from pipeline.types import Acquisition, Item, Sensor
 from tests.catalog_items import optical_item
 
 PLANETARY_COMPUTER = archive_named("planetary-computer")
@@ -133,6 +133,34 @@ def test_planetary_computers_optical_items_say_what_is_in_them(shared_data: Path
         assert item.offset_dn == (1000 if item.baseline >= "04.00" else 0)
         assert 32601 <= item.epsg <= 32760
         assert item.footprint.equals(shapely.geometry.shape(feature["geometry"]))
+
+
+@pytest.mark.parametrize(("name", "archive", "sensor"), [key for key, (count, _) in RECORDED.items() if count])
+def test_items_name_their_overpass_by_what_is_flown_and_not_by_what_was_made_of_it(
+    shared_data: Path, name: str, archive: str, sensor: Sensor
+) -> None:
+    for feature in features(shared_data / "stac" / name):
+        if feature["collection"] not in ("sentinel-2-l2a", "sentinel-2-c1-l2a", "sentinel-1-rtc"):
+            continue
+        item, properties = parse_item(feature, archive_named(archive), sensor), feature["properties"]
+        assert item.platform.startswith("sentinel-")
+        if sensor == "radar":
+            # Its number is also in the product's name.
+            assert (item.absolute_orbit, item.datatake) == (int(item.id.split("_")[6]), "")
+            del properties["sat:absolute_orbit"]
+            assert parse_item(feature, archive_named(archive), sensor).absolute_orbit == item.absolute_orbit
+            continue
+        # GS2A_20230602T100601_041489_N05.09: the last part is the processing's.
+        _, start, orbit, _ = properties["s2:datatake_id"].split("_")
+        assert (item.absolute_orbit, item.datatake) == (int(orbit), start)
+        again = {**properties, "s2:datatake_id": f"{properties['s2:datatake_id'][:-5]}99.99"}
+        assert known_as(parse_item({**feature, "properties": again}, archive_named(archive), sensor)) == known_as(item)
+        del properties["s2:datatake_id"]
+        assert known_as(parse_item(feature, archive_named(archive), sensor)) == known_as(item)
+
+
+def known_as(item: Item) -> str:
+    return Acquisition(sensor=item.sensor, items=(item,)).id
 
 
 def test_planetary_computers_radar_items_say_what_is_in_them(shared_data: Path) -> None:

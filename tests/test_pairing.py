@@ -127,9 +127,28 @@ def share_of(cell: Cell, footprints: tuple[shapely.Geometry, ...]) -> float:
     return float(covered.area / square(cell).area)
 
 
+NAMINGS = ["orbit", "datatakes of one orbit", "across the equator", "nothing"]
+"""What the items of an overpass have in common, as the archive says."""
+
+
+def named(naming: str, number: int, slice_number: int) -> dict[str, object]:
+    """What the archive says of the overpass of an item."""
+    orbit = 1000 + 10 * number
+    return {
+        "orbit": {"absolute_orbit": orbit},
+        "datatakes of one orbit": {
+            "absolute_orbit": orbit,
+            "datatake": f"{START + timedelta(days=number, minutes=40 * slice_number):%Y%m%dT%H%M%S}",
+        },
+        "across the equator": {"absolute_orbit": orbit + slice_number, "relative_orbit": number + slice_number},
+        "nothing": {},
+    }[naming]
+
+
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[list[Cell], list[Item], list[Item]]:
-    """Cells of a place and items of both sensors, written in all ways, some of several slices."""
+    """Cells of a place and items of both sensors, written and named in all ways, some of several slices."""
+    naming = draw(st.sampled_from(NAMINGS))
     cells = cells_at(PLACES[draw(st.sampled_from(sorted(PLACES)))])
     write = draw(st.sampled_from(WRITTEN))
     found: dict[Sensor, list[Item]] = {"optical": [], "radar": []}
@@ -147,21 +166,22 @@ def scenes(draw: st.DrawFn) -> tuple[list[Cell], list[Item], list[Item]]:
                     home.epsg,
                     (left + start * SIDE_M / 10, bottom - 5 * SIDE_M, left + end * SIDE_M / 10, top + 5 * SIDE_M),
                 )
-                found[sensor].append(
-                    item(
-                        sensor,
-                        hours if sensor == "optical" else hours // 3 * 3,
-                        id=f"{sensor}-{number}-{slice_number}",
-                        orbit=draw(st.integers(1, 3)) if slice_number == 0 else found[sensor][-1].relative_orbit,
-                        orbit_state=draw(st.sampled_from(["ascending", "descending"]))
-                        if slice_number == 0
-                        else found[sensor][-1].orbit_state,
-                        platform=f"{sensor}-{number}",
-                        footprint=write(outline),
-                        epsg=home.epsg,
-                        cloud_percent=float(number * 17 % 80),
-                    )
-                )
+                same = {
+                    "relative_orbit": draw(st.integers(1, 3)),
+                    "orbit_state": draw(st.sampled_from(["ascending", "descending"])),
+                }
+                if slice_number:
+                    same = {name: getattr(found[sensor][-1], name) for name in same}
+                more: dict[str, object] = {
+                    **same,
+                    "id": f"{sensor}-{number}-{slice_number}",
+                    "platform": f"{sensor}-{number}",
+                    "footprint": write(outline),
+                    "epsg": home.epsg,
+                    "cloud_percent": float(number * 17 % 80),
+                    **named(naming, number, slice_number),
+                }
+                found[sensor].append(item(sensor, hours if sensor == "optical" else hours // 3 * 3, **more))
     return cells, found["optical"], found["radar"]
 
 
@@ -177,6 +197,12 @@ anything = st.builds(
 )
 
 
+def over(cell: Cell, looks: Sequence[Acquisition]) -> list[Acquisition]:
+    """The acquisitions that meet a cell, by the items that do; what no two slices share needs no choosing."""
+    met = [(look, tuple(i for i in look.items if share(cell, [i]) > 1e-5)) for look in looks]
+    return [replace(look, items=items) for look, items in met if items]
+
+
 def quarter(moment: datetime) -> tuple[int, int]:
     """(year, number) of the meteorological quarter; December is of the next year."""
     return (moment.year + 1, 0) if moment.month == 12 else (moment.year, moment.month // 3)
@@ -187,6 +213,7 @@ def brute_force(
 ) -> set[tuple[str, str]]:
     """(optical, radar) acquisitions taken for one cell, by trying everything; items of a look are alike in time."""
     limit = timedelta(days=asked.max_dt_days)
+    optical, radar = over(cell, optical), over(cell, radar)
     looks = [
         look
         for look in optical
@@ -253,7 +280,7 @@ def test_pairs_are_those_of_a_brute_force_search(
         found = {(p.optical.id, p.radar.id) for p in pairs if p.cell == cell}
         assert found == brute_force(cell, looks, twins, asked)
         # Taken, or refused with one reason; a cell without a candidate has a reason too.
-        candidates = {look.id for look in looks if share(cell, look.items) > 1e-5} or {""}
+        candidates = {look.id for look in over(cell, looks)} or {""}
         refused = [r.optical for r in rejections if r.cell == cell.id]
         assert sorted(refused + [look for look, _ in found]) == sorted(candidates)
     for pair in pairs:
@@ -264,15 +291,15 @@ def test_pairs_are_those_of_a_brute_force_search(
 @given(scenes(), anything)
 def test_a_reason_is_true(scene: tuple[list[Cell], list[Item], list[Item]], asked: PairRules) -> None:
     cells, optical, radar = scene
-    looks, twins = {a.id: a for a in acquisitions(optical)}, acquisitions(radar)
-    pairs, rejections = pair_cells(cells, [*looks.values()], twins, asked)
+    found, twins = acquisitions(optical), acquisitions(radar)
+    pairs, rejections = pair_cells(cells, found, twins, asked)
     by_id = {cell.id: cell for cell in cells}
     for rejection in rejections:
         cell = by_id[rejection.cell]
         if rejection.reason == "no_optical":
-            assert all(share(cell, look.items) < 1e-5 for look in looks.values())
+            assert not over(cell, found)
             continue
-        look = looks[rejection.optical]
+        look = {look.id: look for look in over(cell, found)}[rejection.optical]
         usable = [twin for twin in twins if share(cell, twin.items) >= asked.min_overlap]
         near = [t for t in usable if abs(t.datetime - look.datetime) <= timedelta(days=asked.max_dt_days)]
         assert {
@@ -320,6 +347,20 @@ def test_areas_paired_apart_are_paired_as_all_at_once(
         rejections += some_rejections
     expected = pair_cells(cells, looks, twins, asked)
     assert told(pairs, rejections) == told(*expected)
+
+
+@given(scenes(), st.data(), anything)
+def test_what_else_is_found_changes_nothing_of_a_cell(
+    scene: tuple[list[Cell], list[Item], list[Item]], data: st.DataObject, asked: PairRules
+) -> None:
+    cells, *items = scene
+    everything = pair_cells(cells, *map(acquisitions, items), asked)
+    cell = data.draw(st.sampled_from(cells))
+    # A search over the cell finds what meets it, and some of what does not.
+    met = [[one for one in of_sensor if share(cell, [one]) > 0 or data.draw(st.booleans())] for of_sensor in items]
+    found = pair_cells([cell], *map(acquisitions, met), asked)
+    expected = [p for p in everything[0] if p.cell == cell], [r for r in everything[1] if r.cell == cell.id]
+    assert told(*found) == told(*expected)
 
 
 tenths = st.integers(-12, 22)
@@ -518,8 +559,35 @@ def test_items_of_one_overpass_are_one_acquisition() -> None:
     assert sorted(len(a.items) for a in found) == [1, 1, 3]
 
 
-def test_a_pass_goes_on_across_the_equator() -> None:
-    slices = [item("radar", n * 25 / 3600, orbit=15 + n // 2) for n in range(4)]
+def test_an_overpass_is_known_by_its_name_whatever_was_found_of_it() -> None:
+    tiles = [item("optical", n, id=f"t{n}", datatake="20230601T101559", absolute_orbit=41475) for n in range(3)]
+    slices = [item("radar", n * 0.3, id=f"s{n}", absolute_orbit=48795, orbit=95) for n in range(3)]
+    for kept in (slice(0, 3), slice(1, 3), slice(0, 3, 2), slice(2, 3)):
+        assert [a.id for a in acquisitions(tiles[kept])] == ["optical-a_20230601T101559_R001"]
+        assert [a.id for a in acquisitions(slices[kept])] == ["radar-a_O048795_R095"]
+    # The track is flown again twelve days later, another satellite flies it as well.
+    others = [
+        replace(slices[0], id="later", absolute_orbit=48970, datetime=slices[0].datetime + timedelta(days=12)),
+        replace(slices[0], id="other", platform="radar-b"),
+    ]
+    assert len({a.id for a in acquisitions([*slices, *others])}) == 3
+
+
+def test_a_pass_is_not_carried_on_into_the_next_one() -> None:
+    # Both orbits cross the equator with slices on both sides; an hour and a half lies between.
+    slices = [
+        item("radar", hours, orbit=orbit - 48000, absolute_orbit=orbit, id=f"{orbit}-{hours:.3f}")
+        for orbit, hours in ((48001, 0), (48002, 0.007), (48002, 1.64), (48003, 1.647), (48003, 1.7))
+    ]
+    found = acquisitions(slices)
+    assert [len(a.items) for a in found] == [2, 3]
+    assert [a.id for a in found] == ["radar-a_O048001_R001", "radar-a_O048002_R002"]
+
+
+@pytest.mark.parametrize("first_orbit", [None, 48790])
+def test_a_pass_goes_on_across_the_equator(first_orbit: int | None) -> None:
+    orbits = [None if first_orbit is None else first_orbit + n // 2 for n in range(4)]
+    slices = [item("radar", n * 25 / 3600, orbit=15 + n // 2, absolute_orbit=orbits[n]) for n in range(4)]
     assert [len(a.items) for a in acquisitions(slices)] == [4]
     # The cycle of 175 orbits starts anew.
     slices = [item("radar", 0, orbit=175), item("radar", 25 / 3600, orbit=1)]

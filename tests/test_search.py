@@ -248,6 +248,8 @@ def test_what_is_kept_reads_as_stac_and_is_the_same(shared_data: Path, tmp_path:
         one, other = (settle(judge(f, PC, sensor, everywhere, always)) for f in (features, answer.features))
         assert one == other
         assert len(one.items) + len(one.refused) == len(features)
+        names = {(item.absolute_orbit is None, bool(item.datatake)) for item in one.items}
+        assert names == {(False, sensor == "optical")}, "what names the overpasses was not kept"
         table = next(path for path in cache.list() if path.startswith(key) and path.endswith(".parquet"))
         as_stac = list(stac_table_to_items(cache.get_table(table)))
         assert [parse(f, PC, sensor) for f in as_stac] == [parse(f, PC, sensor) for f in features[:clean]]

@@ -125,7 +125,8 @@ class RadarScene:
     def id(self) -> str:
         """Named as the Planetary Computer names its items."""
         orbit = absolute_orbit(self.platform, self.sensed)
-        take = zlib.crc32(f"{self.platform}{self.sensed}".encode()) & 0xFFFFFF
+        # All slices of a pass are of one datatake.
+        take = zlib.crc32(f"{self.platform}{orbit}".encode()) & 0xFFFFFF
         times = f"{_stamp(self.sensed)}_{_stamp(self.ended)}"
         return f"{self.platform}_IW_GRDH_1SDV_{times}_{orbit:06d}_{take:06X}_rtc"
 
