@@ -95,7 +95,7 @@ def sightings(cells: Sequence[Cell], looks: Sequence[Acquisition]) -> Sightings:
             look = ordered[look_of_item[members[0]]]
             acquisitions.append(replace(look, items=tuple(items[m][1] for m in members)))
         narrowed[place] = known[members]
-    times = np.array([(look.datetime - _EPOCH) // timedelta(microseconds=1) for look in acquisitions], np.int64)
+    times = np.array([moment_us(look.datetime) for look in acquisitions], np.int64)
     clouds = np.array([max(item.cloud_percent for item in look.items) for look in acquisitions], np.float64)
     cell = hits.cell[groups]
     # By the ids that the cells know the acquisitions by, not by those of all that was found of an overpass.
@@ -110,6 +110,11 @@ def sightings(cells: Sequence[Cell], looks: Sequence[Acquisition]) -> Sightings:
         narrowed=narrowed,
         acquisitions=acquisitions,
     )
+
+
+def moment_us(moment: datetime) -> int:
+    """Microseconds since 1970, UTC."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def lonlat_bounds(footprints: Iterable[BaseGeometry]) -> Floats:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Final, Literal
 
@@ -13,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.grid import Cell, block_key
-from pipeline.overlap import Finder, Sightings, sightings, zones_of
-from pipeline.types import Acquisition, Item
+from pipeline.overlap import Finder, Sightings, moment_us, sightings, zones_of
+from pipeline.types import Acquisition, Item, Sensor
 
 _OVERPASS_GAP = timedelta(minutes=30)
 """Items of one track that start further apart than this are of different overpasses, if they do not say of which."""
 
 _SLICE_GAP = timedelta(minutes=1)
 """A pass gets a new orbit number at the equator: its slices follow each other by half a minute all the same."""
+
+_ORBIT = timedelta(minutes=100)
+"""So far apart at most start items of one overpass; archives date some by the granule, others by the datatake."""
 
 _DIRECTIONS: Final = ("ascending", "descending", "")
 """In the order of preference; the last is an archive that does not say."""
@@ -59,6 +62,10 @@ class PairRules:
 
     relative_orbits: tuple[int, ...] = ()
     """Only these relative orbits of the radar; none named is all."""
+
+    period: tuple[datetime, datetime] | None = None
+    """When the optical acquisition of a pair must see the cell, half-open, UTC; the radar may be of before or after. So
+    periods that follow each other have the pairs of all of them together."""
 
     def __post_init__(self) -> None:
         if self.per_season < 1:
@@ -103,6 +110,15 @@ class Rejection:
     no_radar_in_time | other_orbit | another_pair_taken."""
 
     detail: str
+
+
+def periods_to_search(
+    period: tuple[datetime, datetime], *, max_dt_days: float
+) -> dict[Sensor, tuple[datetime, datetime]]:
+    """When to look for items of each sensor, for all pairs of a period."""
+    start, end = period
+    reach = timedelta(days=max_dt_days) + _ORBIT
+    return {"optical": (start - _ORBIT, end + _ORBIT), "radar": (start - reach, end + reach)}
 
 
 def acquisitions(items: Iterable[Item]) -> list[Acquisition]:
@@ -193,9 +209,10 @@ def pair_cells(
 
     Returns:
         Pairs in the order of `cells` and of time; and what was not taken, with the reason, in the same order. Every
-        (cell, optical acquisition that meets it) is in exactly one of the two, and a cell without any is in the second.
+        (cell, optical acquisition that meets it in the period) is in exactly one of the two, and a cell without any is
+        in the second.
     """
-    seen, heard = sightings(cells, optical), sightings(cells, radar)
+    seen, heard = _within(sightings(cells, optical), rules.period), sightings(cells, radar)
     chosen = _choose(seen, heard, rules)
     names = _PairNames(seen, heard)
     paired = np.flatnonzero(chosen.twin >= 0)
@@ -265,6 +282,16 @@ class _Candidates:
 
     dt_us: Indices
     """(n,) |time between them|, microseconds."""
+
+
+def _within(seen: Sightings, period: tuple[datetime, datetime] | None) -> Sightings:
+    """The sightings of a period."""
+    if period is None:
+        return seen
+    start, end = (moment_us(moment) for moment in period)
+    kept = np.flatnonzero((seen.time_us >= start) & (seen.time_us < end))
+    columns = [column.name for column in fields(Sightings) if column.name != "acquisitions"]
+    return replace(seen, **{name: getattr(seen, name)[kept] for name in columns})
 
 
 def _choose(seen: Sightings, heard: Sightings, rules: PairRules) -> _Choice:
@@ -449,6 +476,6 @@ def _rejections(
             reason, detail = "another_pair_taken", names[int(seen.narrowed[instead]), int(heard.narrowed[twin])]
         found.append((cell, Rejection(cell=ids[cell], optical=looks[look], reason=reason, detail=detail)))
     for cell in np.setdiff1d(np.arange(len(cells)), seen.cell).tolist():
-        detail = "no optical item meets the cell"
+        detail = "no optical item of the period meets the cell"
         found.append((cell, Rejection(cell=ids[cell], optical="", reason="no_optical", detail=detail)))
     return [rejection for _, rejection in sorted(found, key=itemgetter(0))]

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline.grid import Cell, cell_at, utm_box_lonlat
-from pipeline.pairing import Pair, PairRules, Rejection, acquisitions, pair_cells, pairing_areas
+from pipeline.pairing import (
+    Pair,
+    PairRules,
+    Rejection,
+    acquisitions,
+    pair_cells,
+    pairing_areas,
+    periods_to_search,
+)
 from pipeline.types import Acquisition, Item, Sensor
 
 START = datetime(2023, 6, 1, tzinfo=UTC)
@@ -361,6 +369,44 @@ def test_what_else_is_found_changes_nothing_of_a_cell(
     found = pair_cells([cell], *map(acquisitions, met), asked)
     expected = [p for p in everything[0] if p.cell == cell], [r for r in everything[1] if r.cell == cell.id]
     assert told(*found) == told(*expected)
+
+
+@given(scenes(), st.integers(-100, 1200), st.sampled_from([1, 6, 30]))
+def test_two_periods_have_the_pairs_of_one(
+    scene: tuple[list[Cell], list[Item], list[Item]], hours: int, max_dt_days: int
+) -> None:
+    cells, optical, radar = scene
+    start, end = START - timedelta(days=10), START + timedelta(days=60)
+    middle = START + timedelta(hours=hours)
+
+    def built(*period: datetime) -> list[tuple[object, ...]]:
+        searched = periods_to_search((period[0], period[1]), max_dt_days=max_dt_days)
+        found = (
+            acquisitions(one for one in items if searched[sensor][0] <= one.datetime < searched[sensor][1])
+            for sensor, items in (("optical", optical), ("radar", radar))
+        )
+        pairs, rejections = pair_cells(cells, *found, rules(max_dt_days=max_dt_days, period=period, min_overlap=0.45))
+        return told(pairs, [r for r in rejections if r.reason not in ("no_optical", "no_radar", "no_radar_in_time")])
+
+    assert sorted([*built(start, middle), *built(middle, end)], key=repr) == built(start, end)
+
+
+def test_an_overpass_over_the_turn_of_a_period_is_whole_in_the_period_it_began_in() -> None:
+    west, south, east, north = CELLS[0].footprint.bounds
+    middle = (west + east) / 2
+    halves = [shapely.box(west - 1, south - 1, middle, north + 1), shapely.box(middle, south - 1, east + 1, north + 1)]
+    turn = START + timedelta(days=1)
+    tiles = [
+        item("optical", 24 + seconds / 3600, absolute_orbit=7, footprint=half)
+        for seconds, half in zip((-10, 10), halves, strict=True)
+    ]
+    taken = []
+    for period in ((START, turn), (turn, turn + timedelta(days=1))):
+        start, end = periods_to_search(period, max_dt_days=3)["optical"]
+        looks = acquisitions(tile for tile in tiles if start <= tile.datetime < end)
+        pairs, rejections = pair_cells(CELLS[:1], looks, acquisitions([item("radar", 0)]), rules(period=period))
+        taken.append((len(pairs), [r.reason for r in rejections]))
+    assert taken == [(1, []), (0, ["no_optical"])]
 
 
 tenths = st.integers(-12, 22)

@@ -18,12 +18,12 @@ from jobs.support.region_settings import RegionBuild
 from jobs.support.spool import Spool
 from pipeline.archives import Archive, archive_named
 from pipeline.broker import AccessSpec, access_for
-from pipeline.catalog import require_account, search_labels
+from pipeline.catalog import collection_of, require_account, search_labels
 from pipeline.grid import PIXEL_M
 from pipeline.manifest import CANDIDATES_SCHEMA, REJECTIONS_SCHEMA, table_of_items
 from pipeline.matching import Matched, match_areas
 from pipeline.objects import Objects
-from pipeline.pairing import PairRules, acquisitions
+from pipeline.pairing import PairRules, acquisitions, periods_to_search
 from pipeline.planning import Planner
 from pipeline.regions import parse_period, parse_region
 from pipeline.search import SearchResult, access_spec_of, search_region
@@ -104,6 +104,8 @@ def ask_archive(settings: RegionBuild, wanted: Wanted, *, cache: Objects | None)
     """
     archive = archive_named(settings.archive)
     region, period = parse_region(settings.region), parse_period(settings.period)
+    for sensor in _SENSORS:
+        collection_of(archive, sensor)
     require_account(archive)
     chosen = choose_cells(
         region,
@@ -113,7 +115,8 @@ def ask_archive(settings: RegionBuild, wanted: Wanted, *, cache: Objects | None)
         archive=archive,
         spec=access_of(settings),
     )
-    found = {sensor: _search(settings, archive, sensor, chosen.region, period, cache) for sensor in _SENSORS}
+    periods = periods_to_search(period, max_dt_days=settings.pairing.max_dt_days)
+    found = {sensor: _search(settings, archive, sensor, chosen.region, periods[sensor], cache) for sensor in _SENSORS}
     access = access_for(access_of(settings))
     maps = {
         name: [(href, outline.wkb) for _, href, outline in search_labels(archive, name, chosen.region, access)]

@@ -22,6 +22,7 @@ from pipeline.labels import LABEL_CLASSES
 from pipeline.objects import Objects
 from pipeline.pairing import PairRules
 from pipeline.planning import Planner, splits_by
+from pipeline.regions import parse_period
 from pipeline.screening import ScreenRules
 from pipeline.store import Layout, Store, StoreError
 from pipeline.versions import Version, begin
@@ -85,7 +86,12 @@ def layout_of(settings: RegionBuild, wanted: Wanted) -> Layout:
 
 def rules_of(settings: RegionBuild, wanted: Wanted) -> PairRules:
     """What makes a pair."""
-    return PairRules(**settings.pairing.model_dump(), per_cell=wanted.per_cell, per_season=wanted.per_season)
+    return PairRules(
+        **settings.pairing.model_dump(),
+        per_cell=wanted.per_cell,
+        per_season=wanted.per_season,
+        period=parse_period(settings.period),
+    )
 
 
 @contextmanager

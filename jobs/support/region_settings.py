@@ -185,7 +185,8 @@ class RegionBuild(JobSettings):
     """Where, always to be given: a GeoJSON file, or west,south,east,north in degrees."""
 
     period: str = ""
-    """When, always to be given: 2023, 2023-06, 2023-06-01 or two of these joined by a slash; the end is included."""
+    """When, always to be given: 2023, 2023-06, 2023-06-01 or two of these joined by a slash; the end is included. It is
+    the optical look of a pair that lies in it; the radar's may lie pairing.max_dt_days before or after."""
 
     side_px: int = Field(default=264, ge=12, multiple_of=6)
     """Side of a chip, pixels of 10 m."""
