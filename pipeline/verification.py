@@ -148,12 +148,11 @@ def _of_pixels(store: Store, shard: int, hashes: dict[int, str]) -> Iterator[str
 
 
 def _of_the_whole(version: Version) -> Iterator[str]:
-    store, shards = Store.open(version.url), version.shards()
-    end_row = shards.stop * store.layout.shard_chips
-    plan, sealed = version.plan, version.sealed
-    assert plan is not None, version
+    store, plan, sealed = Store.open(version.url), version.plan, version.sealed
+    if plan is None:
+        raise StoreError(f"{version.name} is not planned yet")
     if store.num_rows < plan["end_row"]:
-        yield f"the arrays end at row {store.num_rows}, the plan at {end_row}"
+        yield f"the arrays end at row {store.num_rows}, the plan at {plan['end_row']}"
     for name in store.layout.arrays():
         strays = sorted(shard for shard in store.shards_there(name) if shard >= _end_shard(version.url))
         if strays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,17 @@ def test_each_kind_of_damage_is_found(
     assert not report.ok
     assert any(re.search(message, problem) for problem in report.problems), report.problems
     assert verify(version, pixels=False).ok == pixels_only
+
+
+def test_arrays_that_are_too_short_are_a_problem(tmp_path: Path) -> None:
+    version = planned(str(tmp_path / "store"), grid(range(1), range(1)))
+    build_planned_shard(version, 0, Maker())
+    metadata = tmp_path / "store/b10/zarr.json"
+    described = json.loads(metadata.read_text())
+    described["shape"][0] = 0
+    metadata.write_text(json.dumps(described))
+    # The plan ends where its last candidate does, in the middle of a shard.
+    assert verify(version, pixels=False).problems[0] == "the arrays end at row 0, the plan at 1"
 
 
 def test_a_lost_chip_table_is_a_problem_and_no_crash(version: Version) -> None:
