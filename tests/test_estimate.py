@@ -164,6 +164,7 @@ def test_the_paper_plan_adds_up() -> None:
     assert plan["candidates"] == round(1e6 / 0.6)
     assert plan["tasks"] == pytest.approx(plan["candidates"] / 256, abs=1)
     assert plan["objects"] == 5 * plan["tasks"]
+    assert plan["sealing_s"] == pytest.approx(plan["tasks"] * 0.012, abs=0.1)
     assert plan["store_tb"] == pytest.approx(0.73, abs=0.02)
     hundred = paper_plan(100_000_000, limits=SLOW)
     assert hundred["requests"] == pytest.approx(100 * plan["requests"], rel=1e-3)
