@@ -31,6 +31,7 @@ from jobs.support.description import (
     store_lines,
 )
 from jobs.support.job import run_job
+from jobs.support.progress import watching
 from jobs.support.settings import JobSettings
 from pipeline.objects import Objects
 
@@ -84,9 +85,8 @@ def main(settings: Describe) -> None:
         return
     if settings.report:
         folder, name = _folder_and_name(settings.report, "report.html", suffix=".html")
-        log.info(
-            "wrote %s", write_dataset_report(version, folder, name=name, gallery=settings.chips, seed=settings.seed)
-        )
+        chosen = {"gallery": settings.chips, "seed": settings.seed}
+        log.info("wrote %s", write_dataset_report(version, folder, name=name, **chosen, watch=watching("report")))
     if settings.cell is not None:
         cell = describe_cell(version, settings.cell)
         _say(settings, cell, cell_lines(cell))
@@ -98,7 +98,7 @@ def main(settings: Describe) -> None:
             log.info("wrote %s/%s", folder.url, name)
         _say(settings, row, row_lines(row))
     elif not settings.report or settings.format == "json":
-        facts = dataset_facts(version)
+        facts = dataset_facts(version, watch=watching("describe"))
         _say(settings, facts.to_dict(), store_lines(facts))
 
 

@@ -16,12 +16,13 @@ from pipeline.manifest import ITEMS_SCHEMA, LOOKS_SCHEMA
 from pipeline.planning import Planner
 from pipeline.splits import SPLITS
 from pipeline.store import StoreError
+from pipeline.types import Watch, unwatched
 from pipeline.versions import Version
 
 _CELL = ("epsg", "column", "cell_row")
 
 
-def leave_out_earlier(planner: Planner, version: Version) -> None:
+def leave_out_earlier(planner: Planner, version: Version, *, watch: Watch = unwatched) -> None:
     """Keep a planner from planning what versions before this one have, whatever became of it there.
 
     Such candidates become rejections for `in_earlier_version`; failures among them are for `plan_retry`. A pair is
@@ -33,7 +34,9 @@ def leave_out_earlier(planner: Planner, version: Version) -> None:
     looks = planner.looks()
     for earlier in version.versions()[:-1]:
         now_called = _now_called(earlier.looks(), looks)
-        for batch in earlier.manifest_batches(columns=[*_CELL, "pair"]):
+        batches = earlier.manifest_batches(columns=[*_CELL, "pair"])
+        total = (earlier.plan or {}).get("num_chips")
+        for batch in watch(batches, total=total, what="earlier candidates", amount=lambda batch: batch.num_rows):
             _refuse_without_cells(earlier, batch)
             pairs = batch["pair"].combine_chunks().dictionary_encode()
             epsg, column, cell_row = (batch[name].to_numpy() for name in _CELL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,7 @@ from pipeline.catalog_results import Judged, Noted, Refused, judge, settle
 from pipeline.objects import Objects, concurrently
 from pipeline.search_cache import Answer, Freshness, keep, recall, utc_now
 from pipeline.search_pieces import SIDE_DEG, Piece, pieces_of
-from pipeline.types import Item, Sensor
+from pipeline.types import Item, Sensor, Watch, unwatched
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,6 @@ FEW_PIECES = 32
 _MOST_THREADS = 8
 _ENOUGH_FAILURES = 3
 _CPUS_PER_TASK = 0.1
-
-Watch = Callable[..., Iterable[Any]]
-"""Shows how far something is: called as ``watch(what comes, total=..., what=...)``, and passes on what comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +97,7 @@ def search_region(
     side_deg: int = SIDE_DEG,
     freshness: Freshness | None = None,
     patience: Patience | None = None,
-    watch: Watch = lambda coming, **_: coming,
+    watch: Watch = unwatched,
 ) -> SearchResult:
     """Every item of one sensor that meets a region in a period.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,15 @@ Sensor = Literal["optical", "radar"]
 
 ChipArrays = dict[str, NDArray[np.generic]]
 """Store array name -> pixels of one chip, as `(band, y, x)` (`scl` and labels as `(y, x)`)."""
+
+Watch = Callable[..., Iterable[Any]]
+"""Shows how far something is: called as ``watch(what comes, total=..., what=...)``, and with ``amount=`` where one that
+comes stands for several; passes on what comes."""
+
+
+def unwatched(coming: Iterable[Any], **_: Any) -> Iterable[Any]:
+    """Pass on what comes, and show nothing."""
+    return coming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ from pipeline.planning import Planner
 from pipeline.plans import Plan
 from pipeline.statistics import BandStatistics
 from pipeline.store import Store, StoreError, persistently
+from pipeline.types import Watch, unwatched
 
 State = Literal["planning", "building", "sealed"]
 
@@ -143,6 +144,8 @@ class Version:
         items: pa.Table,
         rejections: Iterable[pa.Table] = (),
         facts: Mapping[str, Any] | None = None,
+        *,
+        watch: Watch = unwatched,
     ) -> dict[str, Any]:
         """Write what a planner has planned, see `write_plan`; what it left out joins the rejections.
 
@@ -156,8 +159,9 @@ class Version:
 
         if planner.num_rows and next(planner.parts(), None) is None:
             raise StoreError(f"{self.name}: earlier versions have all {planner.num_rows} candidates; nothing is new")
+        parts = watch(planner.parts(), total=planner.num_rows, what="candidates", amount=_num_rows)
         return self.write_plan(
-            items, every_rejection(), planner.parts(), {**(facts or {}), **planner.facts}, looks=planner.looks()
+            items, every_rejection(), parts, {**(facts or {}), **planner.facts}, looks=planner.looks()
         )
 
     def manifest(self, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -363,10 +367,13 @@ class Version:
             total.merge(own)
         return total
 
-    def seal(self) -> dict[str, Any]:
+    def seal(self, *, watch: Watch = unwatched) -> dict[str, Any]:
         """Publish: from here on nothing of this version is written again. Sealing twice does nothing.
 
         The chip table is compacted part by part; one part is in memory at a time.
+
+        Args:
+            watch: Shows how many shards' parts are compacted.
 
         Returns:
             The ledger's counts, and the hash of the compacted chip table.
@@ -383,10 +390,12 @@ class Version:
         statistics = BandStatistics()
         digest, part_rows = hashlib.sha256(), list[int]()
         ledgers: list[dict[str, Any]] = []
+        checked = self._checked_groups(parts, statistics, ledgers)
+        watched = watch(checked, total=len(self.shards()), what="shards", amount=lambda group: len(group[1]))
         written = tables.write_parts(
             self.objects,
             _CHIP_TABLE,
-            self._checked_groups(parts, statistics, ledgers),
+            ((number, chips) for number, _, chips in watched if chips.num_rows),
             groups_per_part=plans.groups_per_part(self._planned()["shard_chips"]),
         )
         for first, data in written:
@@ -459,8 +468,8 @@ class Version:
 
     def _checked_groups(
         self, parts: Mapping[int, bool], statistics: BandStatistics, ledgers: list[dict[str, Any]]
-    ) -> Iterator[tuple[int, pa.Table]]:
-        """The chip table by row groups, compared with the manifest; counts and statistics are taken on the way."""
+    ) -> Iterator[tuple[int, range, pa.Table]]:
+        """Row groups of the chip table and their shards, compared with the manifest; counted up on the way."""
         plan, planned = self._plan(), self._planned()
         step = plans.rows_per_group(planned["shard_chips"]) // planned["shard_chips"]
         for number, first in enumerate(range(planned["first_shard"], planned["end_shard"], step)):
@@ -475,8 +484,7 @@ class Version:
             for _, metadata in found:
                 if packed := metadata.get(_STATISTICS_KEY):
                     statistics.merge(_unpacked(packed))
-            if chips.num_rows:
-                yield number, chips
+            yield number, shards, chips
 
     def _json_if_there(self, path: str) -> dict[str, Any] | None:
         try:
@@ -533,6 +541,10 @@ def begin(url: str, request: Mapping[str, Any], *, number: int | None = None) ->
         if changed:
             raise StoreError(f"{version.name} was begun with another request: {'; '.join(changed)}") from None
     return version
+
+
+def _num_rows(table: pa.Table) -> int:
+    return int(table.num_rows)
 
 
 def _chips_part(shard: int, *, failed: bool) -> str:

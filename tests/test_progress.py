@@ -56,6 +56,14 @@ def test_the_time_left_follows_the_last_minutes(caplog: pytest.LogCaptureFixture
     assert said(caplog)[-1] == "401 of 1000 shards in 23 min, 17.2/min"
 
 
+def test_a_stage_that_is_brief_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    for seconds in (0.1, 5.0):
+        list(progress(ticking(clock, [seconds] * 3), total=3, what="shards", stage="seal", brief_s=10.0, clock=clock))
+    assert said(caplog) == ["seal: 2 of 3 shards, 12.0/min, 5 s left", "seal: 3 shards in 15 s, 12.0/min"]
+
+
 def test_where_nobody_knows_the_total_nothing_is_promised(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     clock = Clock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,25 @@ def test_sealing_is_refused_until_the_ledger_is_the_request(url: str) -> None:
     assert version.state == "building"
     version.write_part(2, part)
     assert version.seal()["requested"] == 10
+
+
+def test_sealing_shows_how_far_it_is(url: str) -> None:
+    version = begin(url, REQUEST)
+    plan(version, list(range(10)))
+    for shard in version.shards():
+        build_shard(version, shard)
+    seen: list[tuple[int, int]] = []
+
+    def watch(coming: Iterable[Any], *, total: int, what: str, amount: Callable[[Any], int]) -> Iterator[Any]:
+        assert what == "shards"
+        for one in coming:
+            seen.append((amount(one), total))
+            yield one
+
+    watched = version.seal(watch=watch)
+    assert sum(amount for amount, _ in seen) == len(version.shards())
+    assert {total for _, total in seen} == {len(version.shards())}
+    assert watched == version.sealed
 
 
 def test_failed_chips_do_not_keep_a_version_from_being_sealed(url: str) -> None:

@@ -22,6 +22,7 @@ from pipeline.grid import PIXEL_M
 from pipeline.layout import Layout
 from pipeline.statistics import BANDS, BandStatistics
 from pipeline.store import Store
+from pipeline.types import Watch, unwatched
 from pipeline.versions import Version
 
 FRACTIONS: Final = (
@@ -106,13 +107,14 @@ class DatasetFacts:
         return {**self.counts, "histograms": {name: each.to_dict() for name, each in self.histograms.items()}}
 
 
-def dataset_facts(version: Version, *, samples: int = 12, seed: int = 0) -> DatasetFacts:
+def dataset_facts(version: Version, *, samples: int = 12, seed: int = 0, watch: Watch = unwatched) -> DatasetFacts:
     """Count what a version and those before it hold; one still building counts what is done.
 
     Args:
         version: Planned.
         samples: How many rows of each split to draw.
         seed: Decides which.
+        watch: Shows how many candidates have been counted.
 
     Raises:
         StoreError: There is no store, or the version is not planned yet.
@@ -120,7 +122,7 @@ def dataset_facts(version: Version, *, samples: int = 12, seed: int = 0) -> Data
     layout = Store.open(version.url).layout
     tally = _Tally(layout, samples, seed)
     columns = (*_MANIFEST, *place_columns(layout))
-    for batch in ledger_rows(version, manifest=columns, chips=_CHIPS):
+    for batch in ledger_rows(version, manifest=columns, chips=_CHIPS, watch=watch):
         tally.add(batch)
     corners, asked, chips = tally.places.merged()
     statistics = version.all_statistics()

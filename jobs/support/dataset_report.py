@@ -21,6 +21,7 @@ from jobs.support.pictures import coverage_map
 from pipeline.layout import Layout
 from pipeline.objects import Objects
 from pipeline.store import Store
+from pipeline.types import Watch, unwatched
 from pipeline.versions import Version
 
 _COLOURS: Final[Mapping[str, str]] = {
@@ -38,7 +39,13 @@ _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep",
 
 
 def write_dataset_report(
-    version: Version, out: Objects, *, name: str = "report.html", gallery: int = 12, seed: int = 0
+    version: Version,
+    out: Objects,
+    *,
+    name: str = "report.html",
+    gallery: int = 12,
+    seed: int = 0,
+    watch: Watch = unwatched,
 ) -> str:
     """Write a page about a store up to a version.
 
@@ -48,17 +55,18 @@ def write_dataset_report(
         name: Of the page.
         gallery: How many chips to show.
         seed: Decides which.
+        watch: Shows how many candidates have been counted.
 
     Returns:
         Where the page is.
     """
-    out.put(name, dataset_page(version, gallery=gallery, seed=seed).encode())
+    out.put(name, dataset_page(version, gallery=gallery, seed=seed, watch=watch).encode())
     return f"{out.url}/{name}"
 
 
-def dataset_page(version: Version, *, gallery: int = 12, seed: int = 0) -> str:
+def dataset_page(version: Version, *, gallery: int = 12, seed: int = 0, watch: Watch = unwatched) -> str:
     """The page itself, see `write_dataset_report`."""
-    facts = dataset_facts(version, samples=gallery, seed=seed)
+    facts = dataset_facts(version, samples=gallery, seed=seed, watch=watch)
     counts = facts.counts
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.support"), autoescape=True, trim_blocks=True, lstrip_blocks=True

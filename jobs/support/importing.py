@@ -15,6 +15,7 @@ from pydantic import Field
 
 from jobs.support.driver_lease import is_gone, kept_alive, owner
 from jobs.support.job import JobError, connect
+from jobs.support.progress import watching
 from jobs.support.region_settings import Splits
 from jobs.support.run_record import RunRecord
 from jobs.support.settings import JobSettings
@@ -179,7 +180,8 @@ def _plan(version: Version, found: Found, settings: ImportSettings) -> None:
         shard_chips=settings.shard_chips,
         rules=settings.split_rules,
     )
-    plan = version.write_plan(ITEMS_SCHEMA.empty_table(), rejections_table(found.not_taken), parts)
+    watched = watching("plan")(parts, total=len(found.samples), what="samples", amount=lambda part: part.num_rows)
+    plan = version.write_plan(ITEMS_SCHEMA.empty_table(), rejections_table(found.not_taken), watched)
     log.info("planned %d chips in %d shards", plan["num_chips"], len(version.shards()))
 
 

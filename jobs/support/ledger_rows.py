@@ -9,11 +9,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.chip_table import FAILED
+from pipeline.types import Watch, unwatched
 from pipeline.versions import Version
 
 
 def ledger_rows(
-    version: Version, *, manifest: Sequence[str], chips: Sequence[str], own: bool = False
+    version: Version,
+    *,
+    manifest: Sequence[str],
+    chips: Sequence[str],
+    own: bool = False,
+    watch: Watch = unwatched,
 ) -> Iterator[pa.Table]:
     """Candidates whose fate is known, ascending by row; columns of the manifest beside those of the chip table.
 
@@ -24,15 +30,16 @@ def ledger_rows(
         manifest: Columns of the manifest.
         chips: Columns of the chip table; what a batch lacks is null.
         own: Leave out the versions before this one.
+        watch: Shows how many rows have been gone through.
     """
     versions = [version] if own else version.versions()
     retried = max((each.number for each in version.versions() if (each.plan or {}).get("retries")), default=0)
-    for each in versions:
-        for batch in _of_one(each, manifest, chips):
-            if each.number < retried:
-                batch = batch.filter(pc.not_equal(batch["status"], FAILED))
-            if batch.num_rows:
-                yield batch
+    all_of_it = ((each, batch) for each in versions for batch in _of_one(each, manifest, chips))
+    total = sum((each.plan or {"num_chips": 0})["num_chips"] for each in versions)
+    for each, batch in watch(all_of_it, total=total, what="candidates", amount=lambda pair: pair[1].num_rows):
+        rows = batch.filter(pc.not_equal(batch["status"], FAILED)) if each.number < retried else batch
+        if rows.num_rows:
+            yield rows
 
 
 def _of_one(version: Version, manifest: Sequence[str], chips: Sequence[str]) -> Iterator[pa.Table]:

@@ -7,11 +7,12 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from jobs.support import words
+from pipeline.types import Watch
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def progress(
     amount: Callable[[T], int] = lambda _: 1,
     stage: str = "",
     outcomes: Callable[[T], Mapping[str, int]] | None = None,
+    brief_s: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[T]:
     """Pass items on and show how far it is: a bar on a terminal, else a line every ten seconds and one at the end.
@@ -41,10 +43,13 @@ def progress(
         amount: How much one item stands for.
         stage: What is being done, such as search, pair or build.
         outcomes: What came of one item, such as how many were written, rejected and failed; added up and shown.
+        brief_s: What takes no longer than this is not spoken of.
         clock: Seconds, for tests.
     """
     state = _Progress(total=total, what=what, stage=stage, start=clock())
-    bar = tqdm(total=total, unit=f" {what}", desc=stage or None, smoothing=0.05) if sys.stderr.isatty() else None
+    bar = None
+    if sys.stderr.isatty():
+        bar = tqdm(total=total, unit=f" {what}", desc=stage or None, smoothing=0.05, delay=brief_s)
     try:
         for item in items:
             number = amount(item)
@@ -58,11 +63,20 @@ def progress(
                 log.info("%s", state.line(now))
             yield item
         # Also where the last item was not the last of the total, or there was none.
-        if bar is None and state.done and not state.closed:
+        if bar is None and state.done and clock() - state.start >= brief_s:
             log.info("%s", state.last_line(clock()))
     finally:
         if bar is not None:
             bar.close()
+
+
+def watching(stage: str) -> Watch:
+    """Shows how far a stage is that most often is brief."""
+
+    def watch(coming: Iterable[T], **how: Any) -> Iterator[T]:
+        return progress(coming, stage=stage, brief_s=LINE_EVERY_S, **how)
+
+    return watch
 
 
 class _Progress:
@@ -75,7 +89,6 @@ class _Progress:
         self.start = self.last_line_s = start
         self.done = 0
         self.outcomes: Counter[str] = Counter()
-        self.closed = False
         self._recent = deque([(start, 0)])
 
     def add(self, number: int, outcomes: Mapping[str, int], now: float) -> None:
@@ -104,7 +117,6 @@ class _Progress:
         return f"{self.stage}{self.done}{of} {self.what}, {_rate(rate)}{left}{self._outcomes()}"
 
     def last_line(self, now: float) -> str:
-        self.closed = True
         seconds = now - self.start
         rate = self.done / seconds if seconds > 0 else 0.0
         of = "" if self.total in (None, self.done) else f" of {self.total}"

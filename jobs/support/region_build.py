@@ -11,6 +11,7 @@ from jobs.support.candidates import Candidates, Offer, access_of, ask_archive, p
 from jobs.support.cell_choice import Wanted
 from jobs.support.driver_lease import is_gone, kept_alive, owner
 from jobs.support.job import connect
+from jobs.support.progress import watching
 from jobs.support.region_settings import RegionBuild
 from jobs.support.run_record import RunRecord
 from jobs.support.targets import Mode, target_of
@@ -142,7 +143,7 @@ def _planned(
 def _leave_out_earlier(planner: Planner, version: Version) -> None:
     """What is known already is found out before the version is begun, so that nothing of it is left behind."""
     candidates = planner.num_rows
-    leave_out_earlier(planner, version)
+    leave_out_earlier(planner, version, watch=watching("compare with earlier versions"))
     if next(planner.parts(), None) is None:
         raise StoreError(f"{version.url}: earlier versions have all {candidates} candidates; nothing is new")
 
@@ -154,7 +155,13 @@ def _write_plan(version: Version, prepared: tuple[Offer, Candidates] | None) -> 
         offer, candidates = prepared
         version.objects.put_table("item_notes.parquet", offer.notes)
         facts = {"labels": {n: [[h, w.hex()] for h, w in maps] for n, maps in offer.labels.items()}}
-        plan = version.write_planned(candidates.planner, candidates.items(offer), candidates.rejections.tables(), facts)
+        plan = version.write_planned(
+            candidates.planner,
+            candidates.items(offer),
+            candidates.rejections.tables(),
+            facts,
+            watch=watching("plan"),
+        )
     log.info("planned %d chips in %d shards", plan["num_chips"], len(version.shards()))
 
 

@@ -31,6 +31,7 @@ from pipeline.grid import PIXEL_M
 from pipeline.layout import ArraySpec, Layout
 from pipeline.objects import Objects
 from pipeline.store import Store, StoreError
+from pipeline.types import Watch, unwatched
 from pipeline.versions import Version
 
 COLLECTION: Final = "collection.json"
@@ -70,7 +71,7 @@ _DATA_TERMS: Final = "https://sentinels.copernicus.eu/documents/247904/690755/Se
 Summary = dict[str, Any]
 
 
-def write_catalog(version: Version, *, rows_per_file: int = _ROWS_PER_FILE) -> str:
+def write_catalog(version: Version, *, rows_per_file: int = _ROWS_PER_FILE, watch: Watch = unwatched) -> str:
     """Describe a sealed version, unless its description is there already.
 
     The items of this version's chips go into files of bounded size, one after another; the collection, written last,
@@ -79,6 +80,7 @@ def write_catalog(version: Version, *, rows_per_file: int = _ROWS_PER_FILE) -> s
     Args:
         version: Sealed; of those before it, what lacks a description gets one.
         rows_per_file: So many chips are in memory at a time.
+        watch: Shows how many candidates have been gone through.
 
     Returns:
         Where the collection is.
@@ -94,7 +96,7 @@ def write_catalog(version: Version, *, rows_per_file: int = _ROWS_PER_FILE) -> s
         if folder.exists(COLLECTION):
             collection = folder.get_json(COLLECTION)
             continue
-        files = _write_items(each, folder, rows_per_file)
+        files = _write_items(each, folder, rows_per_file, watch)
         collection = _collection(each, collection, files)
         folder.put_json(COLLECTION, collection)
     return f"{version.objects.url}/{FOLDER}/{COLLECTION}"
@@ -108,12 +110,12 @@ def collection_id(version: Version) -> str:
 # Items ---------------------------------------------------------------------------------------------------------------
 
 
-def _write_items(version: Version, folder: Objects, rows_per_file: int) -> list[Summary]:
+def _write_items(version: Version, folder: Objects, rows_per_file: int, watch: Watch) -> list[Summary]:
     """Write a version's own chips as items; returns what each file holds."""
     layout = Store.open(version.url).layout
     columns = (*_MANIFEST, *place_columns(layout))
     labels = [f"label_{name}" for name in layout.chip_labels]
-    batches = ledger_rows(version, manifest=columns, chips=(*_CHIPS, *labels), own=True)
+    batches = ledger_rows(version, manifest=columns, chips=(*_CHIPS, *labels), own=True, watch=watch)
     written = (batch.filter(pc.equal(batch["status"], WRITTEN)) for batch in batches)
     files: list[Summary] = []
     for rows in _gathered(written, rows_per_file):

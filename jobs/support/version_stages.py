@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from jobs.support.dataset_report import write_dataset_report
 from jobs.support.job import JobError, progress
+from jobs.support.progress import watching
 from jobs.support.run_record import RunRecord
 from jobs.support.store_catalog import write_catalog
 from pipeline.chips import Recipe
@@ -49,17 +50,17 @@ def complete(
         _build(version, recipe, cpus_per_task)
     _refuse_failures(version, max_failed_fraction)
     with record.stage("seal"):
-        version.seal()
+        version.seal(watch=watching("seal"))
     with record.stage("describe"):
         describe(version, record, again=True)
 
 
 def describe(version: Version, record: RunRecord, *, again: bool) -> None:
     """For other tools, and for people; what is there already is left alone, unless the report is to be made again."""
-    record.outputs["catalog"] = write_catalog(version)
+    record.outputs["catalog"] = write_catalog(version, watch=watching("describe"))
     place = Objects.at(record.directory)
     if again or not place.exists(REPORT):
-        write_dataset_report(version, place, name=REPORT)
+        write_dataset_report(version, place, name=REPORT, watch=watching("report"))
     record.outputs["report"] = f"{place.url}/{REPORT}"
     log.info("described in %(catalog)s and shown in %(report)s", record.outputs)
 
