@@ -92,11 +92,11 @@ def main(settings: BuildDataset) -> None:
     if settings.verify:
         verify_store(settings, settings.store)
         return
-    if settings.dry_run:
-        say_plan(settings, wanted)
-        return
     request = content_request(settings, **settings.model_dump(mode="json", include=_CONTENT))
     mode: Mode = "append" if settings.append else "retry" if settings.retry_failed else "build"
+    if settings.dry_run:
+        say_plan(settings, settings.store, request, wanted, mode, directory=settings.directory_for(settings.store))
+        return
     with recorded(settings, job="build_dataset", output=settings.store) as record:
         version = build_store(settings, settings.store, request, wanted, record, mode)
         record.outputs["store"] = {"url": settings.store, "version": version.number}

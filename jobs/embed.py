@@ -74,19 +74,24 @@ def main(settings: Embed) -> None:
         )
     period = parse_period(settings.period)
     cells = cells_covering(parse_region(settings.region), side_m=settings.side_px * PIXEL_M, owners_only=False)
-    if settings.dry_run:
-        say_plan(settings, _WANTED)
-        _say_estimate(len(cells), settings, model)
-        return
     out, request = Objects.at(settings.out), {**chips_request(settings), "model_sha256": model.sha256}
     done = _done(out, request)
+    chips = f"{out.url}/chips.zarr"
+    if settings.dry_run and not done:
+        directory = settings.directory_for(settings.out)
+        say_plan(settings, chips, chips_request(settings), _WANTED, directory=directory)
+        _say_estimate(len(cells), settings, model)
+        return
+    if settings.dry_run:
+        log.info("%s is complete already: nothing to do", settings.out)
+        return
     with recorded(settings, job="embed", output=settings.out) as record:
         record.inputs["model"] = {"url": settings.model, "sha256": model.sha256}
         if done:
             log.info("%s is complete already: nothing to do", settings.out)
             record.results.update(reused=True, **done["counts"])
             return
-        version = build_store(settings, f"{out.url}/chips.zarr", chips_request(settings), _WANTED, record)
+        version = build_store(settings, chips, chips_request(settings), _WANTED, record)
         check_units(Store.open(version.url).layout, model.normalisation)
         about = {
             "model_sha256": model.sha256,

@@ -61,6 +61,16 @@ def plan_retry(version: Version, facts: Mapping[str, Any] | None = None) -> dict
     Raises:
         StoreError: Nothing failed; or an earlier version was not planned on the grid of cells.
     """
+    planner, items = plan_of_failures(version)
+    return version.write_planned(planner, items, facts={**(facts or {}), "retries": True})
+
+
+def plan_of_failures(version: Version) -> tuple[Planner, pa.Table]:
+    """The candidates that failed in the versions before this one, and their items; writes nothing.
+
+    Raises:
+        StoreError: Nothing failed; or an earlier version was not planned on the grid of cells.
+    """
     manifests, items = [], [ITEMS_SCHEMA.empty_table()]
     for earlier in with_open_failures(version):
         for failed in earlier.failures():
@@ -86,7 +96,7 @@ def plan_retry(version: Version, facts: Mapping[str, Any] | None = None) -> dict
             looks=planned.select(LOOKS_SCHEMA.names[1:]),
             split=split,
         )
-    return version.write_planned(planner, _once(items), facts={**(facts or {}), "retries": True})
+    return planner, _once(items)
 
 
 def with_open_failures(version: Version) -> list[Version]:

@@ -157,7 +157,7 @@ def joined(rows: pa.Table, looks: pa.Table, *, block_cells: int, columns: Sequen
         rows: Columns of `ROWS_SCHEMA`.
         looks: At least those that the rows name, ascending by number.
         block_cells: Side of the blocks that the rows were planned in, cells.
-        columns: Names of `MANIFEST_SCHEMA` to return, in this order; all if unset.
+        columns: Names of `MANIFEST_SCHEMA`, or `look`, to return, in this order; all of the former if unset.
     """
     columns = MANIFEST_SCHEMA.names if columns is None else columns
     epsg, column, cell_row = (rows[name].to_numpy() for name in _CELL)
@@ -172,7 +172,8 @@ def joined(rows: pa.Table, looks: pa.Table, *, block_cells: int, columns: Sequen
             found[name] = block if name == "block" else pc.binary_join_element_wise(block, pair, "/")
         else:
             found[name] = rows[name] if name in rows.column_names else looks[name].combine_chunks().take(at)
-    return pa.table(found).cast(pa.schema([MANIFEST_SCHEMA.field(name) for name in columns]))
+    fields = (MANIFEST_SCHEMA if name in MANIFEST_SCHEMA.names else ROWS_SCHEMA for name in columns)
+    return pa.table(found).cast(pa.schema([schema.field(name) for schema, name in zip(fields, columns, strict=True)]))
 
 
 def items_table(pairs: Sequence[Pair]) -> pa.Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -38,6 +40,28 @@ def built(stac: str, store: Path, **more: object) -> Version:
     """The newest sealed version after running the command in this process."""
     main(parse(BuildDataset, words(stac, store, **more)))
     return latest_sealed(str(store))
+
+
+def candidates_of_a_dry_run(stac: str, store: Path, **more: object) -> int:
+    """How many chips the command says it would try, 0 where nothing is to do; the store stays as it is."""
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("jobs.support.dry_run")
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    try:
+        main(parse(BuildDataset, [*words(stac, store, **more), "--dry-run"]))
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    if any("nothing to do" in line for line in lines):
+        return 0
+    (number,) = (found[1] for line in lines if (found := re.match(r"(\d+) candidate chips", line)))
+    return int(number)
 
 
 def exit_code(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from pipeline.grid import Cell
 from pipeline.manifest import items_from_table
 from pipeline.store import Store
 from pipeline.versions import Version
-from tests.building import PROFILE, ROOT, built, exit_code, words
+from tests.building import PROFILE, ROOT, built, candidates_of_a_dry_run, exit_code, words
 
 pytestmark = [
     pytest.mark.usefixtures("small_cluster"),
@@ -149,6 +149,11 @@ def test_a_corrupt_file_is_recorded_and_mended_by_a_rerun(
         assert failed
         assert all("B8A" in chip["error"] for chip in failed)
         assert Version(str(store), 1).state == "building"
+        begun = Version(str(store), 1)
+        finished = begun.finished_shards()
+        left = [row for row in begun.manifest()["shard"].to_pylist() if row not in finished]
+        assert 0 < len(left) < begun.manifest().num_rows
+        assert candidates_of_a_dry_run(simulated_stac, store) == len(left)
         tolerant = built(simulated_stac, tmp_path / "tolerant.zarr", max_failed_fraction=1.0)
         assert tolerant.sealed is not None
         assert tolerant.sealed["failed"] == len(failed)
@@ -156,6 +161,7 @@ def test_a_corrupt_file_is_recorded_and_mended_by_a_rerun(
         shutil.copy(whole, damaged)
     mended = built(simulated_stac, store)
     assert mended.sealed == version.sealed
+    assert candidates_of_a_dry_run(simulated_stac, store) == 0
 
 
 @pytest.mark.parametrize(
@@ -190,8 +196,20 @@ def test_a_store_of_another_layout_version_is_refused(
     assert [path.name for path in folder.iterdir()] == ["zarr.json"]
 
 
-def test_a_dry_run_writes_nothing(simulated_stac: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dry_run_writes_nothing_but_the_search(
+    simulated_stac: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("INFO"):
         main(parse(BuildDataset, [*words(simulated_stac, tmp_path / "chips.zarr"), "--dry-run"]))
     assert "candidate chips" in caplog.text
-    assert list(tmp_path.iterdir()) == []
+    kept = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {("chips.zarr.run", "search")}
+    # The search is there for the run itself.
+    kept_pieces = [
+        (int(here), int(of)) for here, of in re.findall(r"(\d+) of (\d+) pieces from the cache", caplog.text)
+    ]
+    assert [here for here, _ in kept_pieces] == [0, 0]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        main(parse(BuildDataset, [*words(simulated_stac, tmp_path / "chips.zarr"), "--dry-run"]))
+    assert all(f"{of} of {of} pieces from the cache" in caplog.text for _, of in kept_pieces)

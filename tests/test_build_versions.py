@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pytest
@@ -14,7 +15,8 @@ from pipeline.chip_table import written_rows
 from pipeline.manifest import items_from_table
 from pipeline.store import Store
 from pipeline.versions import Version, latest
-from tests.building import PROFILE, built, exit_code, words
+from tests.building import PROFILE, built, candidates_of_a_dry_run, exit_code, words
+from tests.stac_proxy import Asked, StacProxy
 
 pytestmark = [
     pytest.mark.usefixtures("small_cluster"),
@@ -72,7 +74,9 @@ def test_another_region_becomes_a_version_of_its_own(simulated_stac: str, tmp_pa
     store = tmp_path / "chips.zarr"
     first = built(simulated_stac, store, region=half, **plain)
     before = contents(store)
+    expected = candidates_of_a_dry_run(simulated_stac, store, append="true", **plain)
     second = built(simulated_stac, store, append="true", **plain)
+    assert expected == second.manifest().num_rows
     assert (first.number, second.number) == (1, 2)
     after = contents(store)
     assert all(after[name] == content for name, content in before.items() if not name.endswith("zarr.json"))
@@ -117,6 +121,7 @@ def test_what_failed_is_tried_again_in_a_new_version(
         shutil.copy(whole, damaged)
     assert first.sealed is not None
     assert first.sealed["failed"] > 0
+    assert candidates_of_a_dry_run(simulated_stac, store, **south, retry_failed="true") == first.sealed["failed"]
     second = built(simulated_stac, store, **south, retry_failed="true")
     assert second.number == 2
     assert second.chips().num_rows == first.sealed["failed"]
@@ -126,13 +131,34 @@ def test_what_failed_is_tried_again_in_a_new_version(
     assert "nothing to try again" in capsys.readouterr().err
 
 
+def test_what_was_wrong_with_items_is_kept_in_the_version(simulated_stac: str, tmp_path: Path) -> None:
+    def change(asked: Asked, answer: dict[str, Any]) -> dict[str, Any]:
+        optical = [f for f in answer.get("features", ()) if f.get("collection") == "sentinel-2-l2a"]
+        for feature in optical:
+            del feature["properties"]["eo:cloud_cover"]
+            without = {key: asset for key, asset in feature["assets"].items() if key != "B05"}
+            answer["features"].append({**feature, "id": f"{feature['id']}_torn", "assets": without})
+        return answer
+
+    with StacProxy(simulated_stac) as proxy:
+        proxy.change = change
+        version = built(proxy.url, tmp_path / "chips.zarr", region=SOUTH, labels="none")
+    (used,) = {name for row in version.manifest().to_pylist() for name in row["optical_items"]}
+    notes = version.objects.get_table("item_notes.parquet").to_pylist()
+    assert sorted((note["item"], note["used"]) for note in notes) == [(used, True), (f"{used}_torn", False)]
+    said = {note["item"]: note["note"] for note in notes}
+    assert said[f"{used}_torn"] == "has no asset B05"
+    assert said[used].startswith("has no eo:cloud_cover")
+
+
 def test_nothing_new_leaves_no_version_behind(
     version: Version, simulated_stac: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = copied(version, tmp_path / "chips.zarr")
     stricter = {"region": SOUTH, "labels": "none", "pairing.max_dt_days": 2.9}
-    assert exit_code(words(simulated_stac, store, **stricter, append="true")) == 1
-    assert "nothing is new" in capsys.readouterr().err
+    for dry in ("false", "true"):
+        assert exit_code(words(simulated_stac, store, **stricter, append="true", dry_run=dry)) == 1
+        assert "nothing is new" in capsys.readouterr().err
     newest = latest(str(store))
     assert newest is not None
     assert newest.number == 1

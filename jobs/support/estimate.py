@@ -197,6 +197,7 @@ def estimate(
     reader: str = "window",
     limits: HostLimits | None = None,
     signed: bool = True,
+    searched: bool = True,
     cpus: Iterable[int] = (16, 64, 256),
 ) -> Estimate:
     """What a workload costs.
@@ -207,6 +208,7 @@ def estimate(
         reader: window or stackstac.
         limits: How often a host of the archive's files may be asked; None is as often as one can.
         signed: Whether each container needs a signature.
+        searched: Whether the catalog is asked, which it is not about what is planned already.
         cpus: For how many to say the time; one node is taken to have 16 and ten gigabits per second.
     """
     scale = layout.side_px / 264
@@ -236,7 +238,7 @@ def estimate(
         download_bytes=(round(megabytes * read_share * 1e6), round(megabytes * 1e6)),
         store_bytes=(round(kept), round(most)),
         manifest_bytes=round(workload.candidates * (MANIFEST_BYTES + LEDGER_BYTES)),
-        search_requests=2 + math.ceil(workload.items / ITEMS_PER_PAGE),
+        search_requests=2 + math.ceil(workload.items / ITEMS_PER_PAGE) if searched else 0,
         tokens=CONTAINERS * max(1, math.ceil(longest * 3600 / TOKEN_S)) if signed else 0,
         tasks=workload.shards,
         hours={n: round(value, 4) for n, value in hours.items()},

@@ -56,7 +56,12 @@ def build_store(
         describe(target.version, record, again=False)
         record.results.update(reused=True, **summary(target.version))
         return target.version
-    with _planned(settings, url, target.number, wanted, record, needed=target.needs_search) as prepared:
+    with ExitStack() as stack:
+        prepared = None
+        if target.needs_search:
+            cache = search_cache(settings, record.directory)
+            with record.stage("search and pair"):
+                prepared = stack.enter_context(prepared_of(settings, url, target.number, wanted, cache=cache))
         Store.create(url, layout)
         version = begin(url, target.request, number=target.number)
         with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease):
@@ -95,6 +100,33 @@ def rules_of(settings: RegionBuild, wanted: Wanted) -> PairRules:
     )
 
 
+def search_cache(settings: RegionBuild, directory: str) -> Objects:
+    """Where the catalog's answers are kept: where the settings say, else beside run.json."""
+    return Objects.at(settings.search_cache or f"{directory}/search")
+
+
+@contextmanager
+def prepared_of(
+    settings: RegionBuild, url: str, number: int, wanted: Wanted, *, cache: Objects
+) -> Iterator[tuple[Offer, Candidates]]:
+    """What a version that is not planned yet is planned from, without what earlier versions have.
+
+    Nothing is written but the cache.
+
+    Raises:
+        JobError: Nothing was found, or no pair could be made.
+        SearchError: The archive cannot be asked, or needs an account.
+        StoreError: Earlier versions have all of it.
+    """
+    version = Version(url, number)
+    first_row = version.first_shard() * settings.shard_chips if number > 1 else 0
+    connect(settings)
+    with candidates_of(settings, wanted, first_row=first_row, cache=cache) as (offer, candidates):
+        if number > 1:
+            _leave_out_earlier(candidates.planner, version)
+        yield offer, candidates
+
+
 @contextmanager
 def candidates_of(
     settings: RegionBuild, wanted: Wanted, *, first_row: int = 0, cache: Objects | None = None
@@ -119,25 +151,6 @@ def candidates_of(
         yield offer, candidates
     finally:
         candidates.rejections.close()
-
-
-@contextmanager
-def _planned(
-    settings: RegionBuild, url: str, number: int, wanted: Wanted, record: RunRecord, *, needed: bool
-) -> Iterator[tuple[Offer, Candidates] | None]:
-    """What a version is planned from; None where it needs no search. Before anything of the version is written."""
-    if not needed:
-        yield None
-        return
-    first_row = Version(url, number).first_shard() * settings.shard_chips if number > 1 else 0
-    connect(settings)
-    cache = Objects.at(settings.search_cache or f"{record.directory}/search")
-    with ExitStack() as stack:
-        with record.stage("search and pair"):
-            found = stack.enter_context(candidates_of(settings, wanted, first_row=first_row, cache=cache))
-            if number > 1:
-                _leave_out_earlier(found[1].planner, Version(url, number))
-        yield found
 
 
 def _leave_out_earlier(planner: Planner, version: Version) -> None:

@@ -54,7 +54,7 @@ def recorded(settings: JobSettings, *, job: str, output: str) -> Iterator[RunRec
         job: Name of the job.
         output: The job's main output; decides the directory when the settings do not.
     """
-    record = RunRecord(directory=settings.run_dir or f"{output.rstrip('/')}.run")
+    record = RunRecord(directory=settings.directory_for(output))
     objects = Objects.at(record.directory)
     head = {
         "job": job,

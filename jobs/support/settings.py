@@ -47,6 +47,10 @@ class JobSettings(BaseSettings):
     run_dir: str | None = None
     """Directory or URL for run.json and what a person looks at; unset: beside the job's output, ending in .run."""
 
+    def directory_for(self, output: str) -> str:
+        """Where run.json of a job with this main output lies, and what a person looks at."""
+        return self.run_dir or f"{output.rstrip('/')}.run"
+
     @classmethod
     def settings_customise_sources(
         cls,
