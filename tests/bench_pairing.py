@@ -43,6 +43,8 @@ def item(sensor: Sensor, name: str, moment: datetime, epsg: int, footprint: shap
         platform=sensor,
         relative_orbit=22 if sensor == "optical" else 44,
         orbit_state="ascending",
+        absolute_orbit=40_000 + (moment - START).days * 14,
+        datatake=f"{moment:%Y%m%dT%H%M%S}" if sensor == "optical" else "",
         cloud_percent=cloud,
     )
 

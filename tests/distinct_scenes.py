@@ -112,6 +112,7 @@ def _item(
         "platform": f"{sensor}-a",
         "relative_orbit": 1,
         "orbit_state": "descending",
+        "absolute_orbit": 41_475,
         **more,
     }
     return Item(**values)

@@ -69,6 +69,7 @@ def _item(name: str, base: str, bands: tuple[str, ...], left: int, top: int, sid
         platform=name,
         relative_orbit=1,
         orbit_state="ascending",
+        absolute_orbit=41_475,
         baseline="03.01" if name == "S2" else "",
     )
 

@@ -33,6 +33,8 @@ def pair(column: int, row: int, day: int) -> Pair:
             footprint=cell.footprint.envelope,
             assets={"B02": "https://a/b02.tif"},
             orbit_state="descending",
+            absolute_orbit=None if day == 0 else 41_000 + day,
+            datatake=f"202301{day + 1:02d}T000000" if sensor == "optical" else "",
             baseline="04.00",
             offset_dn=1000,
         )
