@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARCHIVE ?= simulated
 OUT ?= runs/demo
+# Many tests wait: for servers, for Ray, for what is meant to time out. A file's tests stay together, as do their clusters.
+TEST_PROCESSES ?= 2
 
 .PHONY: setup demo test lint bench clean
 
@@ -21,7 +23,7 @@ demo: setup  ## archive -> dataset -> CROMA -> probes -> map, and a report to lo
 	$(BIN)/python -m jobs.demo out=$(OUT) archive=$(ARCHIVE)
 
 test: setup  ## all tests; what needs a server that is not there is skipped with its reason
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(PYTEST_ARGS)
 
 lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff check .
