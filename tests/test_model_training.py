@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from model.normalisation import SSL4EO_S12
 from model.training import (
     NonFiniteError,
     StepSettings,
+    _without_exchange,
     accumulate_gradients,
     build_optimizer,
     learning_rate,
     train_step,
+    unwrapped,
 )
 
 SMALL = CromaConfig(width=32, optical_depth=1, radar_depth=1, joint_depth=1, heads=4, decoder_width=32, decoder_heads=4)
@@ -165,7 +168,7 @@ def gradients_of(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], settings: StepSettings
 ) -> tuple[Losses, dict[str, torch.Tensor]]:
     losses = accumulate_gradients(model, batch, normalisation=SSL4EO_S12, settings=settings, epoch=0)
-    named = getattr(model, "module", model).named_parameters()
+    named = unwrapped(model).named_parameters()
     return losses, {name: each.grad for name, each in named if each.grad is not None}
 
 
@@ -191,6 +194,74 @@ def test_a_batch_in_parts_gives_the_losses_and_gradients_of_the_whole(objective:
     whole = gradients_of(new_model(objective), batch_of(), SETTINGS)
     parts = gradients_of(new_model(objective), batch_of(), StepSettings(seed=1, micro_batch=micro_batch))
     assert_alike(whole, parts)
+
+
+def test_windows_of_random_scale_in_parts_give_the_gradients_of_the_whole() -> None:
+    batch = batch_of(samples=6, side_px=72)
+    scaled = {"seed": 1, "scale_sides_px": (24, 72), "scaled_px": 48}
+    whole = gradients_of(new_model(), batch, StepSettings(**scaled))
+    assert_alike(whole, gradients_of(new_model(), batch, StepSettings(**scaled, micro_batch=4)))
+
+
+def test_bfloat16_in_parts_stays_close_to_the_whole() -> None:
+    whole, parts = (
+        gradients_of(new_model(), batch_of(), StepSettings(seed=1, bfloat16=True, micro_batch=size))
+        for size in (None, 3)
+    )
+    torch.testing.assert_close(torch.stack(whole[0][:4]), torch.stack(parts[0][:4]), rtol=0.01, atol=0.01)
+    for name, gradient in whole[1].items():
+        assert gradient.dtype == torch.float32
+        # Products of other shapes are summed in another order, in 8 bits.
+        assert (gradient - parts[1][name]).norm() <= 0.05 * gradient.norm() + 1e-6, name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_model_takes_the_same_steps_in_parts(in_place: bool) -> None:
+    torch.compiler.reset()
+    settings = StepSettings(seed=1, micro_batch=4, max_logit_scale=2.0)
+    compiled: torch.nn.Module = new_model()
+    if in_place:
+        compiled.compile(backend="eager")
+    else:
+        compiled = torch.compile(compiled, backend="eager")
+    assert_alike(gradients_of(new_model(), batch_of(), settings), gradients_of(compiled, batch_of(), settings))
+    report, expected = (train(each, 1, settings)[0] for each in (compiled, new_model()))
+    assert report == pytest.approx(expected, rel=1e-5)
+    assert unwrapped(compiled).logit_scale.item() == 2.0
+
+
+@pytest.mark.parametrize("outermost", ["parallel", "compiled"])
+def test_wrappers_are_looked_through_in_any_order(tmp_path: Path, outermost: str) -> None:
+    model = new_model()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        if outermost == "parallel":
+            wrapped: torch.nn.Module = DistributedDataParallel(torch.compile(model, backend="eager"))
+            parallel = wrapped
+        else:
+            parallel = DistributedDataParallel(model)
+            wrapped = torch.compile(parallel, backend="eager")
+        assert unwrapped(wrapped) is model
+        assert parallel.require_backward_grad_sync
+        with _without_exchange(wrapped):
+            assert not parallel.require_backward_grad_sync
+    finally:
+        distributed.destroy_process_group()
+    with pytest.raises(AssertionError, match="Linear"):
+        unwrapped(torch.nn.Linear(1, 1))
+
+
+def test_masks_cover_the_patches_of_the_model_whatever_their_side() -> None:
+    torch.manual_seed(0)
+    model = CromaPretraining(replace(SMALL, patch_px=4))
+    seen = []
+    model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[2]))
+    report = train(model, 1)[0]
+    assert math.isfinite(report["loss"])
+    for kept in seen[0]:
+        assert kept.shape == (8, 144 // 4)
+        assert kept.max() > 130
 
 
 def test_a_micro_batch_as_large_as_the_batch_is_the_plain_step() -> None:
