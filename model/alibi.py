@@ -10,10 +10,11 @@ radar share one grid, so X-ALiBi is the same bias between the patches of the two
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from model.constants import kept
 
 
 def slopes(heads: int) -> tuple[float, ...]:
@@ -36,23 +37,18 @@ def patch_positions(rows: int, columns: int, device: torch.device | str = "cpu")
 def distance_bias(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
     """Patch positions queries (..., Q, 2) and keys (..., K, 2) -> bias (..., H, Q, K) float32."""
     # Not torch.cdist: it goes through a matrix product, which autocast would round to bfloat16.
-    distance = (queries[..., :, None, :] - keys[..., None, :, :]).square().sum(-1).sqrt()
-    slope = torch.tensor(slopes(heads), dtype=torch.float32, device=queries.device)
-    return distance[..., None, :, :] * -slope[:, None, None]
+    distance = (queries.unsqueeze(-2) - keys.unsqueeze(-3)).square().sum(-1).sqrt()
+    return distance.unsqueeze(-3) * -_slopes_on(queries.device, heads).view(-1, 1, 1)
 
 
+@kept
 def grid_bias(rows: int, columns: int, heads: int, device: torch.device) -> Tensor:
     """Bias (1, H, N, N) float32 between all patches of a grid, kept for the next call with the same grid."""
-    # A compiled or exported program computes it: it cannot look into a cache.
-    if torch.compiler.is_compiling():
-        positions = patch_positions(rows, columns, device)
-        return distance_bias(positions, positions, heads)[None]
-    return _kept_grid_bias(rows, columns, heads, device)
+    positions = patch_positions(rows, columns, device)
+    return distance_bias(positions, positions, heads).unsqueeze(0)
 
 
-@lru_cache(maxsize=4)
-def _kept_grid_bias(rows: int, columns: int, heads: int, device: torch.device) -> Tensor:
-    # A tensor made in inference mode could never again take part in training.
-    with torch.inference_mode(False), torch.no_grad():
-        positions = patch_positions(rows, columns, device)
-        return distance_bias(positions, positions, heads)[None]
+@kept
+def _slopes_on(device: torch.device, heads: int) -> Tensor:
+    """(H,) float32. Filled in one by one: what is made of a list lies on the CPU first, in compiled programs too."""
+    return torch.cat([torch.full((1,), slope, device=device) for slope in slopes(heads)])

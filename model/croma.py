@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.alibi import distance_bias, grid_bias, patch_positions
 from model.decoder import Decoder
-from model.layers import Encoder, FeedForward, JointEncoder, initialise, patchify, to_map
+from model.layers import Encoder, FeedForward, JointEncoder, in_matmul_dtype, initialise, patchify, to_map
 from model.losses import (
     ContrastiveGradient,
     Losses,
@@ -114,7 +114,7 @@ class Croma(nn.Module):
         """
         rows, columns, device = self.grid(optical, radar)
         taps = self._taps(layers or {})
-        bias = grid_bias(rows, columns, self.config.heads, device)
+        bias = self._rounded(grid_bias(rows, columns, self.config.heads, device))
         outputs: dict[str, Tensor] = {}
 
         def put(name: str, encodings: Tensor, tapped: dict[int, Tensor], embedding: Tensor) -> None:
@@ -155,18 +155,26 @@ class Croma(nn.Module):
                 raise ValueError(f"layers {list(wanted)} of {name}: it has {depths[name]}, counted from 0")
         return {name: layers.get(name, ()) for name in depths}
 
+    def distance_bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Of patch positions (B, Q, 2) and (B, K, 2): (B, H, Q, K), in what attention is computed in."""
+        return self._rounded(distance_bias(queries, keys, self.config.heads))
+
+    def _rounded(self, bias: Tensor) -> Tensor:
+        return in_matmul_dtype(bias, self.joint_encoder.norm.weight)
+
     def grid(self, optical: Tensor | None, radar: Tensor | None) -> tuple[int, int, torch.device]:
         """Rows and columns of patches, and the device; raises ValueError where the images do not fit."""
-        found: list[tuple[int, int, torch.device]] = []
+        found: list[tuple[int, int, int, torch.device]] = []
         for name, image, channels in (("optical", optical, OPTICAL_CHANNELS), ("radar", radar, RADAR_CHANNELS)):
             if image is None:
                 continue
             if image.dim() != 4 or image.shape[1] != channels:
                 raise ValueError(f"{name} must be (B, {channels}, H, W), got {tuple(image.shape)}")
-            found.append((image.shape[2], image.shape[3], image.device))
+            found.append((image.shape[0], image.shape[2], image.shape[3], image.device))
         if not found or found[0] != found[-1]:
-            raise ValueError(f"optical and radar must be of one size, on one device: got {found or 'neither'}")
-        height, width, device = found[0]
+            said = " and ".join(f"{num} of {height} x {width} px on {place}" for num, height, width, place in found)
+            raise ValueError(f"optical and radar must be as many, of one size, on one device: got {said or 'neither'}")
+        _, height, width, device = found[0]
         if height % self.config.patch_px or width % self.config.patch_px:
             raise ValueError(f"{height} x {width} px is not a multiple of the patch, {self.config.patch_px} px")
         return height // self.config.patch_px, width // self.config.patch_px, device
@@ -210,6 +218,9 @@ class Visible(NamedTuple):
     radar: Tensor
     optical_at: Tensor
     radar_at: Tensor
+
+    radar_bias: Tensor
+    """(B, H, K, K), between radar patches; the joint encoder takes it too."""
 
 
 class CromaPretraining(nn.Module):
@@ -265,15 +276,14 @@ class CromaPretraining(nn.Module):
 
     def encode(self, optical: Tensor, radar: Tensor, masks: Masks) -> Visible:
         """Each sensor's encoder over its own visible patches, attending by their distances."""
-        croma, heads, patch_px = self.croma, self.config.heads, self.config.patch_px
+        croma, patch_px = self.croma, self.config.patch_px
         rows, columns, device = croma.grid(optical, radar)
         positions = patch_positions(rows, columns, device)
         optical_at, radar_at = positions[masks.optical], positions[masks.radar]
-        radar_bias = distance_bias(radar_at, radar_at, heads)
-        optical_bias = distance_bias(optical_at, optical_at, heads)
+        radar_bias, optical_bias = (croma.distance_bias(at, at) for at in (radar_at, optical_at))
         radar_encodings, _ = croma.radar_encoder(patchify(radar, patch_px, masks.radar), radar_bias)
         optical_encodings, _ = croma.optical_encoder(patchify(optical, patch_px, masks.optical), optical_bias)
-        return Visible(optical_encodings, radar_encodings, optical_at, radar_at)
+        return Visible(optical_encodings, radar_encodings, optical_at, radar_at, radar_bias)
 
     def project(self, visible: Visible) -> Projections:
         """Pooled encodings, through the heads, to what the contrastive loss compares."""
@@ -288,12 +298,10 @@ class CromaPretraining(nn.Module):
 
     def reconstruct(self, visible: Visible, optical: Tensor, radar: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         """Mean squared errors of the hidden optical and of the hidden radar patches."""
-        heads, patch_px = self.config.heads, self.config.patch_px
+        patch_px = self.config.patch_px
         rows, columns = optical.shape[-2] // patch_px, optical.shape[-1] // patch_px
-        cross_bias = distance_bias(visible.radar_at, visible.optical_at, heads)
-        self_bias = cross_bias
-        if self.objective.joint_self_bias == "radar":
-            self_bias = distance_bias(visible.radar_at, visible.radar_at, heads)
+        cross_bias = self.croma.distance_bias(visible.radar_at, visible.optical_at)
+        self_bias = visible.radar_bias if self.objective.joint_self_bias == "radar" else cross_bias
         joint, _ = self.croma.joint_encoder(visible.radar, visible.optical, self_bias, cross_bias)
         # The joint tokens are radar tokens: they go back to where the radar mask took them from.
         predicted = self.decoder(joint, masks.radar, rows, columns)

@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 
+from model.constants import kept
 from model.layers import EncoderLayer
 
 
@@ -28,34 +27,24 @@ class Decoder(nn.Module):
         visible = self.embedding(encodings)
         tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], rows * columns, -1)
         tokens = tokens.scatter(1, kept[..., None].expand_as(visible), visible)
-        tokens = tokens + sine_cosine_positions(rows, columns, visible.shape[-1], visible.device)
+        positions = sine_cosine_positions(rows, columns, visible.shape[-1], visible.device)
+        # In the weights' own type, as in the encoders: float32 under autocast.
+        tokens = tokens + positions.to(self.mask_token.dtype)
         for layer in self.layers:
             tokens = layer(tokens, None)
         predicted: Tensor = self.prediction(self.norm(tokens))
         return predicted
 
 
+@kept
 def sine_cosine_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
     """(N, width) float32, fixed: the first half of the width encodes the patch's column, the second its row.
 
     Each half holds sines, then cosines, of the coordinate times 10000^(-k / (width / 4)).
     """
-    # A compiled program computes it: it cannot look into a cache.
-    make = _make_positions if torch.compiler.is_compiling() else _kept_positions
-    return make(rows, columns, width, device)
-
-
-def _make_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
     quarter = width // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
+    sides = (torch.arange(side, dtype=torch.float64, device=device) for side in (rows, columns))
+    row, column = torch.meshgrid(*sides, indexing="ij")
     angles = [coordinate.reshape(-1, 1) * frequencies for coordinate in (column, row)]
-    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
-    return table.to(device=device, dtype=torch.float32)
-
-
-@lru_cache(maxsize=4)
-def _kept_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    # A tensor made in inference mode could never again take part in training.
-    with torch.inference_mode(False), torch.no_grad():
-        return _make_positions(rows, columns, width, device)
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()

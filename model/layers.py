@@ -57,13 +57,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, h
     return attended.transpose(1, 2).flatten(2)
 
 
-def in_matmul_dtype(bias: Tensor) -> Tensor:
-    """Round a bias once to what autocast multiplies in, rather than again in every layer.
+def in_matmul_dtype(bias: Tensor, weight: Tensor) -> Tensor:
+    """Round a bias once to what is multiplied in, by autocast or with `weight`, rather than again in every layer.
 
     The bias is computed in float32. Where it is large, and bfloat16 coarse, its softmax weight is close to nothing.
     """
     kind = bias.device.type
-    return bias.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else bias
+    return bias.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype)
 
 
 def run_layer(layer: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tensor:
@@ -165,8 +165,8 @@ class Encoder(nn.Module):
 
     def forward(self, patches: Tensor, bias: Tensor, tap: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """Patches (B, N, C * P * P), bias (B or 1, H, N, N) -> encodings (B, N, D), and what layers `tap` put out."""
-        tokens: Tensor = self.patch_embedding(patches)
-        bias = in_matmul_dtype(bias)
+        # The sum that all layers add to keeps the weights' type: float32 under autocast, whose rounding would build up.
+        tokens = self.patch_embedding(patches).to(self.norm.weight.dtype)
         tapped = {}
         for index, layer in enumerate(self.layers):
             tokens = run_layer(layer, tokens, bias, recompute=self.recompute)
@@ -218,8 +218,7 @@ class JointEncoder(nn.Module):
         Returns:
             Joint encodings (B, N, D), and by layer the tokens (B, N, D) that it put out, not normalised.
         """
-        tokens, self_bias, cross_bias = radar, in_matmul_dtype(self_bias), in_matmul_dtype(cross_bias)
-        tapped = {}
+        tokens, tapped = radar, {}
         for index, layer in enumerate(self.layers):
             tokens = run_layer(layer, tokens, optical, self_bias, cross_bias, recompute=self.recompute)
             if index in tap:

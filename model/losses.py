@@ -86,7 +86,8 @@ def info_nce(projections: Projections, logit_scale: Tensor, *, gathered_gradient
 
     Each rank scores its own rows. The mean over ranks is the loss of the whole batch, and gradients averaged over
     ranks (as DistributedDataParallel does) are those of one process that holds the whole batch. Every rank brings
-    equally many chips.
+    equally many chips; that is not looked at here, because asking the others would make the device wait in every step.
+    The feed drops what does not fill a batch, and TORCH_DISTRIBUTED_DEBUG=DETAIL makes torch compare the sizes.
 
     Args:
         projections: (B, D) of each sensor.
@@ -118,6 +119,7 @@ def info_nce(projections: Projections, logit_scale: Tensor, *, gathered_gradient
 def patch_targets(patches: Tensor) -> Tensor:
     """Patches (B, N, V) -> the same, each with mean 0 and (unbiased) variance 1 over its V values."""
     # torch.var_mean and a chain of fresh tensors take several times as long on a CPU.
+    patches = patches.float()
     centred = patches - patches.mean(dim=-1, keepdim=True)
     variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square() / (patches.shape[-1] - 1)
     return centred.mul_((variance + 1e-6).rsqrt())
@@ -125,5 +127,5 @@ def patch_targets(patches: Tensor) -> Tensor:
 
 def reconstruction_loss(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """Mean squared error over the values of hidden patches: (B, N, V), (B, N, V), hidden (B, N) bool -> scalar."""
-    error = functional.mse_loss(predicted.float(), target, reduction="none").mean(dim=-1)
+    error = functional.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=-1)
     return (error * hidden).sum() / hidden.sum()

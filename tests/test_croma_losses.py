@@ -169,9 +169,9 @@ def whole_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
-def new_model(*, gathered_gradient: bool = True) -> CromaPretraining:
+def new_model(objective: Objective | None = None) -> CromaPretraining:
     torch.manual_seed(0)
-    return CromaPretraining(SMALL, Objective(gathered_gradient=gathered_gradient))
+    return CromaPretraining(SMALL, objective)
 
 
 def losses_and_gradients(model: torch.nn.Module, part: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -180,7 +180,8 @@ def losses_and_gradients(model: torch.nn.Module, part: slice) -> tuple[torch.Ten
     losses = model(optical, radar, draw_masks(keys, 16))
     losses.total.backward()
     named = getattr(model, "module", model).named_parameters()
-    return torch.stack([each.detach() for each in losses]), {name: each.grad for name, each in named}
+    gradients = {name: each.grad for name, each in named if each.grad is not None}
+    return torch.stack([each.detach() for each in losses]), gradients
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -198,26 +199,31 @@ def test_the_loss_over_ranks_compiles_without_a_graph_break(tmp_path: Path, monk
     assert explained.graph_break_count == 0
 
 
-def run_rank(rank: int, num_ranks: int, folder: str, gathered_gradient: bool) -> None:
+ALONE = [Objective(reconstruction_weight=0.0), Objective(contrastive_weight=0.0)]
+OBJECTIVES = {2: [Objective(), Objective(gathered_gradient=False), *ALONE], 4: [Objective()]}
+"""By number of ranks."""
+
+
+def run_rank(rank: int, num_ranks: int, folder: str) -> None:
     """What one process of several does; results go to files."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_ranks)
     share = BATCH // num_ranks
-    model = DistributedDataParallel(new_model(gathered_gradient=gathered_gradient))
-    result = losses_and_gradients(model, slice(rank * share, (rank + 1) * share))
-    torch.save(result, f"{folder}/{rank}.pt")
+    part = slice(rank * share, (rank + 1) * share)
+    results = [losses_and_gradients(DistributedDataParallel(new_model(each)), part) for each in OBJECTIVES[num_ranks]]
+    torch.save(results, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_ranks", "gathered_gradient"), [(2, True), (2, False), (4, True)])
-def test_ranks_learn_what_one_process_with_the_whole_batch_learns(
-    tmp_path: Path, num_ranks: int, gathered_gradient: bool
-) -> None:
-    multiprocessing.spawn(run_rank, (num_ranks, str(tmp_path), gathered_gradient), nprocs=num_ranks)
-    losses, gradients = losses_and_gradients(new_model(gathered_gradient=gathered_gradient), slice(None))
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_learn_what_one_process_with_the_whole_batch_learns(tmp_path: Path, num_ranks: int) -> None:
+    multiprocessing.spawn(run_rank, (num_ranks, str(tmp_path)), nprocs=num_ranks)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
-    torch.testing.assert_close(torch.stack([each for each, _ in ranks]).mean(dim=0), losses)
-    for _, of_rank in ranks:
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(of_rank[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    for objective, *of_ranks in zip(OBJECTIVES[num_ranks], *ranks, strict=True):
+        losses, gradients = losses_and_gradients(new_model(objective), slice(None))
+        torch.testing.assert_close(torch.stack([each for each, _ in of_ranks]).mean(dim=0), losses)
+        for _, of_rank in of_ranks:
+            assert of_rank.keys() == gradients.keys()
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(of_rank[name], gradient, atol=1e-6, rtol=1e-4, msg=name)

@@ -14,15 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model.alibi import distance_bias, grid_bias, patch_positions, slopes
 from model.croma import BASE, CONFIGS, LARGE, TINY, Croma, CromaConfig, CromaPretraining, Objective
 from model.decoder import sine_cosine_positions
 from model.layers import attend, patchify
+from model.losses import ContrastiveGradient
 from model.masking import Masks, draw_masks
 from model.randomness import sample_keys
+from tests.bench_model import peak_bytes
 
 SMALL = CromaConfig(width=32, optical_depth=2, radar_depth=1, joint_depth=2, heads=4, decoder_width=32, decoder_heads=4)
 CPU = torch.device("cpu")
@@ -160,6 +164,7 @@ def test_layers_that_are_not_there_are_refused(layers: dict[str, tuple[int, ...]
         ((1, 13, 32, 32), None, r"optical must be \(B, 12, H, W\), got \(1, 13, 32, 32\)"),
         (None, (2, 32, 32), "radar must be"),
         ((1, 12, 32, 32), (1, 2, 32, 24), "of one size"),
+        ((1, 12, 32, 32), (3, 2, 32, 32), "as many, .*: got 1 of 32 x 32 px on cpu and 3 of 32 x 32 px"),
         (None, (1, 2, 30, 32), "30 x 32 px is not a multiple of the patch, 8 px"),
     ],
 )
@@ -387,6 +392,65 @@ def test_bfloat16_losses_are_float32_and_close() -> None:
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
 
 
+def test_pretraining_runs_whole_in_bfloat16() -> None:
+    model = random_model(CromaPretraining(SMALL))
+    masks = masks_of(16)
+    exact = model(*images(), masks)
+    rounded = copy.deepcopy(model).bfloat16()
+    losses = rounded(*(image.bfloat16() for image in images()), masks)
+    for one, other in zip(exact[:4], losses[:4], strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
+    losses.total.backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in rounded.parameters())
+
+
+def test_the_sum_that_layers_add_to_stays_float32_under_autocast() -> None:
+    model = random_model(CromaPretraining(SMALL))
+    seen = []
+    for name, module in model.named_modules():
+        if name.rpartition(".")[0].endswith("layers"):
+            module.register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(*images(), masks_of(16))
+    depths = SMALL.optical_depth + SMALL.radar_depth + SMALL.joint_depth + SMALL.decoder_depth
+    assert seen == [torch.float32] * (2 * depths)
+
+
+class Rounded(TorchDispatchMode):
+    """How many tensors of a shape were rounded to bfloat16."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if "_to_copy" in func.name() and made.dtype == torch.bfloat16:
+            self.count += tuple(made.shape[1:]) == self.shape
+        return made
+
+
+@pytest.mark.parametrize("joint_self_bias", ["radar", "cross"])
+def test_each_distance_bias_is_computed_and_rounded_once(monkeypatch: pytest.MonkeyPatch, joint_self_bias: Any) -> None:
+    computed = []
+
+    def counted(queries: torch.Tensor, keys: torch.Tensor, heads: int) -> torch.Tensor:
+        computed.append((queries, keys))
+        return distance_bias(queries, keys, heads)
+
+    monkeypatch.setattr("model.croma.distance_bias", counted)
+    model = CromaPretraining(SMALL, Objective(joint_self_bias=joint_self_bias))
+    masks = masks_of(64)
+    with torch.autocast("cpu", dtype=torch.bfloat16), Rounded((4, 16, 16)) as seen:
+        model(*images(64, 64), masks)
+    # Radar to radar, optical to optical, radar to optical.
+    assert (len(computed), seen.count) == (3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16), Rounded((4, 64, 64)) as seen:
+        model.croma(*images(64, 64))
+    assert seen.count == 1
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_no_graph_breaks_and_one_graph_for_any_size() -> None:
     torch.compiler.reset()
@@ -396,6 +460,11 @@ def test_no_graph_breaks_and_one_graph_for_any_size() -> None:
         assert torch._dynamo.explain(croma)(*given).graph_break_count == 0
     model = CromaPretraining(SMALL)
     assert torch._dynamo.explain(model)(*images(), masks_of(16)).graph_break_count == 0
+    gradient = ContrastiveGradient(torch.rand(3, 32), torch.rand(3, 32), torch.tensor(0.5))
+    model.croma.recompute_activations()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        explained = torch._dynamo.explain(model)(*images(), masks_of(16), gradient)
+    assert explained.graph_break_count == 0
 
     torch.compiler.reset()
     counter = CompileCounter()
@@ -419,6 +488,44 @@ def test_compiled_pretraining_gives_the_same_losses_and_gradients() -> None:
         results.append([*losses, *(parameter.grad for parameter in model.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+class Places(TorchDispatchMode):
+    """Devices of all tensors that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.found |= {each.device.type for each in tree_leaves(made) if isinstance(each, torch.Tensor)}
+        return made
+
+
+def test_distances_and_positions_are_made_on_the_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a compiled program, which sees no caches; on a GPU that need not be there.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    gpu = torch.device("cuda")
+    with FakeTensorMode(), Places() as places:
+        at = patch_positions(3, 5, gpu)
+        made = [distance_bias(at, at, 12), grid_bias(3, 5, 12, gpu), sine_cosine_positions(3, 5, 16, gpu)]
+    assert [tuple(each.shape) for each in made] == [(12, 15, 15), (1, 12, 15, 15), (15, 16)]
+    assert places.found == {"cuda"}
+
+
+def wide_image(size_px: int) -> dict[str, Any]:
+    """One layer each, and as many heads as base."""
+    config = CromaConfig(width=64, optical_depth=1, radar_depth=1, joint_depth=1, heads=16)
+    croma, inputs = Croma(config).eval(), images(size_px, size_px, samples=2)
+    return {"ours": torch.inference_mode()(lambda: croma(*inputs))}
+
+
+@pytest.mark.slow
+def test_504_px_need_little_more_memory_than_their_bias() -> None:
+    bias_bytes = 16 * (63 * 63) ** 2 * 4
+    # Scores of both samples would be twice that again.
+    assert bias_bytes < peak_bytes(wide_image, (504,)) < 1.4 * bias_bytes
 
 
 def test_recomputed_activations_change_memory_and_nothing_else() -> None:
