@@ -55,7 +55,8 @@ class Embed(RegionBuild):
     """Embed a region and period: a row per cell in GeoParquet, and a map of patch encodings every 80 m."""
 
     model: str
-    """The model.safetensors that pretrain wrote: a path or s3://, az://, gs://."""
+    """The model.safetensors that pretrain wrote, or released CROMA weights (the official file or torchgeo's): a path or
+    s3://, az://, gs://."""
 
     out: str
     """Directory for the chips, embeddings.parquet, coverage.parquet and the maps."""

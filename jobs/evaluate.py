@@ -50,7 +50,8 @@ class Evaluate(JobSettings):
     """Score a model's embeddings on labelled chips that training never saw, beside two baselines."""
 
     model: str
-    """The model.safetensors that pretrain wrote: a path or s3://, az://, gs://."""
+    """The model.safetensors that pretrain wrote, or released CROMA weights (the official file or torchgeo's): a path or
+    s3://, az://, gs://."""
 
     store: str
     """Chip store with labels and with train, val and test splits."""

@@ -22,6 +22,7 @@ RADAR_BANDS: Final = ("VV", "VH")
 
 OPTICAL_UNIT: Final = "reflectance x 10000"
 RADAR_UNIT: Final = "gamma0 dB"
+LEVELS: Final = ("l2a", "l1c")
 
 # Both are decibels; they differ by the cosine of the incidence angle, about 1 dB, a fifth of a band's σ.
 _SAME_SCALE: Final = (frozenset({"gamma0 dB", "sigma0 dB"}),)
@@ -72,6 +73,13 @@ class Normalisation:
     source: str
     """What the statistics were taken from."""
 
+    level: str | None = None
+    """Of the optical images: l2a (surface) or l1c (top of the atmosphere); None where either may be given."""
+
+    def __post_init__(self) -> None:
+        if self.level not in (None, *LEVELS):
+            raise ValueError(f"level must be one of {', '.join(LEVELS)}, or None: got {self.level!r}")
+
     def check(
         self,
         *,
@@ -79,8 +87,9 @@ class Normalisation:
         radar_bands: Sequence[str] = RADAR_BANDS,
         optical_unit: str = OPTICAL_UNIT,
         radar_unit: str = RADAR_UNIT,
+        level: str | None = None,
     ) -> None:
-        """Refuse pixels in other units or another band order than the statistics were taken in.
+        """Refuse pixels in other units, another band order or of another level than the statistics were taken in.
 
         Raises:
             ValueError: Naming both.
@@ -93,6 +102,8 @@ class Normalisation:
                 raise ValueError(f"bands {' '.join(bands)} were given where {' '.join(scaling.bands)} is expected")
             if unit != scaling.unit and not any({unit, scaling.unit} <= same for same in _SAME_SCALE):
                 raise ValueError(f"pixels in {unit!r} were given where {scaling.unit!r} is expected")
+        if None not in (level, self.level) and level != self.level:
+            raise ValueError(f"optical images of level {level} were given where {self.level} is expected")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as checkpoints hold them."""
@@ -100,7 +111,7 @@ class Normalisation:
             name: {"bands": list(each.bands), "unit": each.unit, "mean": list(each.mean), "std": list(each.std)}
             for name, each in (("optical", self.optical), ("radar", self.radar))
         }
-        return {**sensors, "source": self.source}
+        return {**sensors, "source": self.source, "level": self.level}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Normalisation:
@@ -115,13 +126,21 @@ class Normalisation:
                 )
                 for name in ("optical", "radar")
             )
-            return cls(optical=optical, radar=radar, source=str(values["source"]))
+            # Files from before there was a level have none.
+            return cls(optical=optical, radar=radar, source=str(values["source"]), level=values.get("level"))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a normalisation: {error!r}") from error
 
 
-def from_statistics(mean: Sequence[float], std: Sequence[float], *, source: str) -> Normalisation:
-    """Statistics of the twelve optical bands (reflectance x 10000), then VV and VH (gamma0 in dB)."""
+def from_statistics(
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    source: str,
+    radar_unit: str = RADAR_UNIT,
+    level: str | None = None,
+) -> Normalisation:
+    """Statistics of the twelve optical bands (reflectance x 10000), then VV and VH (in `radar_unit`)."""
     split = len(OPTICAL_BANDS)
     return Normalisation(
         optical=BandScaling(
@@ -132,11 +151,12 @@ def from_statistics(mean: Sequence[float], std: Sequence[float], *, source: str)
         ),
         radar=BandScaling(
             bands=RADAR_BANDS,
-            unit=RADAR_UNIT,
+            unit=radar_unit,
             mean=tuple(float(value) for value in mean[split:]),
             std=tuple(float(value) for value in std[split:]),
         ),
         source=source,
+        level=level,
     )
 
 
@@ -149,5 +169,6 @@ SSL4EO_S12: Final = Normalisation(
     ),
     radar=BandScaling(bands=RADAR_BANDS, unit="sigma0 dB", mean=(-12.548, -20.192), std=(5.257, 5.912)),
     source="SSL4EO-S12, 50 000 places, Level-2A and GRD (statistics published with the dataset)",
+    level="l2a",
 )
 """Statistics of the dataset CROMA was pretrained on; the reference publishes none with its weights."""

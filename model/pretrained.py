@@ -82,20 +82,31 @@ def load(file: BinaryIO) -> dict[str, Any]:
     Raises:
         ValueError: When the file is none, or of another format or version.
     """
+    return checked(read(file))
+
+
+def read(file: BinaryIO) -> Any:
+    """The tensors and plain values in a file of either kind, on the CPU; raises ValueError where it is none."""
     try:
         start = file.read(9)
         file.seek(0)
         # Safetensors begin with the length of a JSON object, then that object.
-        checkpoint = _read_safetensors(file.read()) if start[8:] == b"{" else _read_torch(file)
+        if start[8:] == b"{":
+            return _read_safetensors(file.read())
+        return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"not a checkpoint of tensors and plain values: {reason}") from error
+
+
+def checked(checkpoint: Any) -> dict[str, Any]:
+    """What was read, if it is a checkpoint of ours; ValueError where it is of another format or version."""
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
     if found != FORMAT:
         raise ValueError(f"not a {FORMAT} checkpoint: its format is {found!r}")
     if checkpoint.get("version") != VERSION:
         raise ValueError(f"checkpoint version {checkpoint.get('version')!r} is not {VERSION}, which this code reads")
-    return checkpoint
+    return dict(checkpoint)
 
 
 def restore(checkpoint: Mapping[str, Any]) -> tuple[Croma, Normalisation]:
@@ -110,11 +121,16 @@ def restore_pretraining(checkpoint: Mapping[str, Any]) -> tuple[CromaPretraining
     """The whole pretraining model of a checkpoint; raises ValueError where there are only encoders or keys differ."""
     if checkpoint["pretraining"] is None:
         raise ValueError("this checkpoint holds the encoders alone: pretraining cannot go on from it")
-    config, objective = _config(checkpoint), Objective(**checkpoint["objective"])
+    config, objective = _config(checkpoint), objective_of(checkpoint)
     model = without_weights(lambda: CromaPretraining(config, objective))
     encoders = {_PRETRAINING_PREFIX + key: value for key, value in checkpoint["model"].items()}
     load_weights(model, {**encoders, **checkpoint["pretraining"]})
     return model, Normalisation.from_dict(checkpoint["normalisation"])
+
+
+def objective_of(checkpoint: Mapping[str, Any]) -> Objective | None:
+    """What the model of a checkpoint was trained for; None where it holds the encoders alone."""
+    return None if checkpoint["objective"] is None else Objective(**checkpoint["objective"])
 
 
 def without_weights(build: Callable[[], _Model]) -> _Model:
@@ -148,19 +164,19 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def model_hash(model: Croma | CromaPretraining, normalisation: Normalisation) -> str:
-    """Sha-256 of what decides an embedding: encoder weights, their sizes, the normalisation; the same on any device."""
+    """Sha-256 of what decides an embedding: encoder weights, their sizes, the normalisation; the same on any device.
+
+    Not the level of the optical images: it decides which stores are refused, and no number.
+    """
     croma = model if isinstance(model, Croma) else model.croma
     sizes = {key: value for key, value in dataclasses.asdict(croma.config).items() if not key.startswith("decoder")}
-    digest = hashlib.sha256(json.dumps([sizes, normalisation.to_dict()], sort_keys=True).encode())
+    scaling = {key: value for key, value in normalisation.to_dict().items() if key != "level"}
+    digest = hashlib.sha256(json.dumps([sizes, scaling], sort_keys=True).encode())
     for name, tensor in sorted(croma.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().numpy().data)
+        # As bytes: numpy knows no bfloat16, and a tensor without dimensions cannot be viewed as another type.
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _read_torch(file: BinaryIO) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return checkpoint
 
 
 def _read_safetensors(content: bytes) -> dict[str, Any]:

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,7 +17,12 @@ from torch import Tensor
 from model.alibi import grid_bias
 from model.croma import Croma, CromaConfig, CromaPretraining, Objective
 from model.decoder import sine_cosine_positions
-from model.pretrained import load_weights, without_weights
+from model.normalisation import SSL4EO_S12, Normalisation
+from model.pretrained import checked, load_weights, restore, without_weights
+
+NORMALISATION: Final = replace(SSL4EO_S12, level=None)
+"""None is published with the weights: that of their dataset. Whether they saw its Level-2A or Level-1C is disputed, so
+either is taken."""
 
 HEADS: Final = 16
 """Of both released sizes; weights do not tell."""
@@ -94,7 +100,26 @@ def to_released(croma: Croma) -> dict[str, dict[str, Tensor]]:
     return released
 
 
-def from_released(released: Mapping[str, Mapping[str, Tensor]], *, heads: int = HEADS) -> Croma:
+def from_any(content: Any, *, heads: int = HEADS) -> tuple[Croma, Normalisation]:
+    """The encoders and their normalisation out of a file of ours, of a released one, or of torchgeo's.
+
+    Args:
+        content: From `model.pretrained.read`.
+        heads: Of weights that are not ours.
+
+    Raises:
+        ValueError: When it is none of them, or something does not fit.
+    """
+    theirs = set(_RELEASED_PARTS.values())
+    keys = set(content) if isinstance(content, Mapping) else set()
+    if theirs & keys:
+        return from_released(content, heads=heads)
+    if theirs & {str(key).partition(".")[0] for key in keys}:
+        return from_torchgeo(content, heads=heads)
+    return restore(checked(content))
+
+
+def from_released(released: Mapping[str, Mapping[str, Tensor]], *, heads: int = HEADS) -> tuple[Croma, Normalisation]:
     """The model of five released state dicts, in evaluation mode; sizes are read off the weights.
 
     Raises:
@@ -103,13 +128,14 @@ def from_released(released: Mapping[str, Mapping[str, Tensor]], *, heads: int = 
     missing = [part for part in _RELEASED_PARTS.values() if part not in released]
     if missing:
         expected = ", ".join(_RELEASED_PARTS.values())
-        raise ValueError(f"a released checkpoint holds {expected}: {', '.join(missing)} is missing")
+        hint = "; weights of one sensor alone are not taken" if len(missing) < len(_RELEASED_PARTS) else ""
+        raise ValueError(f"a released checkpoint holds {expected}: {', '.join(missing)} is missing{hint}")
     flat = {f"{part}.{key}": tensor for part in _RELEASED_PARTS.values() for key, tensor in released[part].items()}
     sizes = _sizes(flat, _RELEASED_PARTS)
     croma = without_weights(lambda: Croma(CromaConfig(**sizes, heads=heads)))
     ours = {".".join(released_name(name)): name for name in croma.state_dict()}
     load_weights(croma, {ours.get(key, key): tensor for key, tensor in flat.items()})
-    return croma.eval()
+    return croma.eval(), NORMALISATION
 
 
 def to_torchgeo(croma: Croma, *, image_px: int | None = None) -> dict[str, Tensor]:
@@ -128,7 +154,7 @@ def to_torchgeo(croma: Croma, *, image_px: int | None = None) -> dict[str, Tenso
     return flat
 
 
-def from_torchgeo(state: Mapping[str, Tensor], *, heads: int = HEADS) -> Croma:
+def from_torchgeo(state: Mapping[str, Tensor], *, heads: int = HEADS) -> tuple[Croma, Normalisation]:
     """The model of a torchgeo state dict, with or without its buffer; raises as `from_released` does."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
@@ -154,14 +180,15 @@ def from_reference_pretraining(
     heads: int = HEADS,
     decoder_heads: int = DECODER_HEADS,
     objective: Objective | None = None,
-) -> CromaPretraining:
-    """The pretraining model of a state dict of the reference's training code.
+) -> tuple[CromaPretraining, Normalisation]:
+    """The pretraining model of a state dict of the reference's training code, in DistributedDataParallel or not.
 
     Its names do not load into the reference's own inference classes; through this they do, by `to_released`.
 
     Raises:
         ValueError: Naming what is missing, not expected, or of another shape.
     """
+    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     sizes = _sizes(state, _REFERENCE_PARTS)
     token = state.get(_REFERENCE_MASK, torch.empty(0)).flatten()
     if not token.numel():
@@ -177,8 +204,8 @@ def from_reference_pretraining(
     ours = {reference_name(name): name for name in model.state_dict()}
     # Its table is fixed, and computed here for any grid.
     weights = {ours.get(key, key): tensor for key, tensor in state.items() if key != _REFERENCE_POSITIONS}
-    load_weights(model, weights | {_REFERENCE_MASK: token})
-    return model
+    load_weights(model, weights | {ours[_REFERENCE_MASK]: token})
+    return model, NORMALISATION
 
 
 def _sizes(flat: Mapping[str, Tensor], parts: Mapping[str, str]) -> dict[str, int]:

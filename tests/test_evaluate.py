@@ -28,7 +28,9 @@ from jobs.support.probing import Features, Samples, Scoreboard, run_probes
 from jobs.support.settings import parse
 from jobs.support.windows import cut_windows, judge_windows, label_windows, majority_class, window_corners
 from model import probes
+from model.croma import Croma, CromaConfig
 from model.normalisation import SSL4EO_S12
+from model.released import NORMALISATION, to_released
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 from pipeline.statistics import band_moments
@@ -407,6 +409,29 @@ def test_a_class_that_train_lacks_is_refused_or_left_out_as_asked(cluster: None,
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [row["name"] for row in metrics["classes"]] == ["trees", "water"]
     assert metrics["windows"]["rare_class"] == sum(window_class(r, q) == 2 for r in range(7, 14) for q in range(4))
+
+
+def test_released_weights_can_be_evaluated(cluster: None, store: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = CromaConfig(width=32, optical_depth=2, radar_depth=1, joint_depth=1, heads=16)
+    path = tmp_path / "CROMA_small.pt"
+    torch.save(to_released(Croma(config)), path)
+    main(settings(str(path), store, tmp_path / "out", dry_run="true"))
+    loaded = ModelSource(url=str(path), sha256=load_model(str(path)).sha256).open()
+    assert (loaded.croma.config, loaded.normalisation) == (config, NORMALISATION)
+
+
+def test_a_model_is_refused_on_chips_of_another_level(model: str, tmp_path: Path) -> None:
+    layout = replace(LAYOUT, optical_level="l1c")
+    url = str(tmp_path / "chips.zarr")
+    candidates = [Candidate(cell=cell, split=split) for cell, split in zip(cells(2), ("train", "test"), strict=True)]
+    write_store(url, layout, candidates, lambda row: without_classes(chip_of(row)), request={})
+    with pytest.raises(ValueError, match="level l1c were given where l2a is expected"):
+        main(settings(model, url, tmp_path / "out"))
+
+
+def without_classes(chip: ChipArrays) -> ChipArrays:
+    return {name: pixels for name, pixels in chip.items() if name != "scl"}
 
 
 def test_the_untrained_network_differs_only_in_its_weights(model: str) -> None:

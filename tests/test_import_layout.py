@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.testing import assert_array_equal
 
 from jobs.support.encoder import check_units, encode
 from jobs.support.windows import cut_windows, window_corners
+from model import released
 from model.croma import Croma, CromaConfig
 from model.normalisation import SSL4EO_S12
 from model.preprocessing import prepare
@@ -167,3 +169,19 @@ def test_a_model_encodes_what_a_store_of_one_sensor_has() -> None:
 def test_units_are_checked_of_the_sensors_that_are_there() -> None:
     check_units(Layout(radar_product="sigma0_grd", has_classes=False, grid=None), SSL4EO_S12)
     check_units(Layout(has_radar=False), SSL4EO_S12)
+    check_units(Layout(has_optical=False), SSL4EO_S12)
+
+
+@pytest.mark.parametrize("product", ["gamma0_rtc", "sigma0_grd"])
+@pytest.mark.parametrize("unit", ["gamma0 linear", "sigma0 linear"])
+def test_weights_of_linear_radar_refuse_decibels(product: str, unit: str) -> None:
+    linear = replace(SSL4EO_S12, radar=replace(SSL4EO_S12.radar, unit=unit))
+    decibels = product.partition("_")[0]
+    with pytest.raises(ValueError, match=f"'{decibels} dB' were given where '{unit}' is expected"):
+        check_units(Layout(radar_product=product), linear)
+
+
+def test_weights_of_level_2a_refuse_level_1c() -> None:
+    with pytest.raises(ValueError, match="level l1c were given where l2a"):
+        check_units(Layout(optical_level="l1c"), SSL4EO_S12)
+    check_units(Layout(optical_level="l1c"), released.NORMALISATION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,6 +161,8 @@ def test_a_chip_is_normalised_alike_in_any_batch() -> None:
 def test_a_normalisation_survives_json() -> None:
     for each in (STATISTICS, SSL4EO_S12):
         assert Normalisation.from_dict(json.loads(json.dumps(each.to_dict()))) == each
+    before_levels = {name: value for name, value in SSL4EO_S12.to_dict().items() if name != "level"}
+    assert Normalisation.from_dict(before_levels) == replace(SSL4EO_S12, level=None)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,15 @@ def test_the_same_units_are_accepted_and_both_kinds_of_decibel() -> None:
     STATISTICS.check()
     STATISTICS.check(radar_unit="sigma0 dB")
     SSL4EO_S12.check()
+
+
+def test_images_of_another_level_are_refused_where_the_level_is_known() -> None:
+    with pytest.raises(ValueError, match="level l1c were given where l2a is expected"):
+        SSL4EO_S12.check(level="l1c")
+    SSL4EO_S12.check(level="l2a")
+    replace(SSL4EO_S12, level=None).check(level="l1c")
+    with pytest.raises(ValueError, match="level must be one of l2a, l1c, or None: got 'l3'"):
+        replace(SSL4EO_S12, level="l3")
 
 
 @pytest.mark.parametrize(("mean", "std"), [(float("nan"), 1.0), (0.0, 0.0), (0.0, -1.0), (0.0, float("inf"))])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch
 
 from model.croma import CONFIGS, REFERENCE_OBJECTIVE, TINY, Croma, CromaConfig, CromaPretraining, Objective
 from model.normalisation import SSL4EO_S12, from_statistics
-from model.pretrained import load, model_hash, restore, restore_pretraining, save, save_weights, to_checkpoint
+from model.pretrained import load, model_hash, read, restore, restore_pretraining, save, save_weights, to_checkpoint
 from model.released import (
+    NORMALISATION,
+    from_any,
     from_reference_pretraining,
     from_released,
     from_torchgeo,
@@ -177,6 +181,30 @@ def test_the_hash_follows_what_decides_an_embedding_and_nothing_else() -> None:
     assert model_hash(model, OTHER) != digest
 
 
+def test_the_hash_is_that_of_sizes_scaling_and_bytes_by_name() -> None:
+    croma = Croma(SMALL)
+    sizes = {name: value for name, value in asdict(SMALL).items() if not name.startswith("decoder")}
+    scaling = {name: value for name, value in SSL4EO_S12.to_dict().items() if name != "level"}
+    expected = hashlib.sha256(json.dumps([sizes, scaling], sort_keys=True).encode())
+    for name, tensor in sorted(croma.state_dict().items()):
+        expected.update(f"{name} torch.float32 {tuple(tensor.shape)}\n".encode())
+        expected.update(tensor.numpy().tobytes())
+    # Which stores a model takes decides no embedding.
+    for level in ("l2a", "l1c", None):
+        assert model_hash(croma, replace(SSL4EO_S12, level=level)) == expected.hexdigest()
+    # Of a buffer without dimensions too.
+    croma.register_buffer("scalar", torch.tensor(2.5))
+    assert model_hash(croma, SSL4EO_S12) != expected.hexdigest()
+
+
+def test_weights_in_bfloat16_have_a_hash_of_their_own() -> None:
+    torch.manual_seed(0)
+    croma = Croma(SMALL)
+    exact, rounded = model_hash(croma, OTHER), model_hash(croma.bfloat16(), OTHER)
+    assert exact != rounded
+    assert model_hash(croma.float(), OTHER) not in (exact, rounded)
+
+
 def test_the_number_of_heads_is_part_of_the_hash() -> None:
     four = Croma(SMALL)
     values = {field: getattr(SMALL, field) for field in ("width", "optical_depth", "radar_depth", "joint_depth")}
@@ -187,7 +215,8 @@ def test_the_number_of_heads_is_part_of_the_hash() -> None:
 
 def test_the_released_layout_goes_there_and_back() -> None:
     croma = Croma(SMALL)
-    restored = from_released(through_a_zip(to_released(croma)), heads=SMALL.heads)
+    restored, normalisation = from_released(through_a_zip(to_released(croma)), heads=SMALL.heads)
+    assert normalisation == replace(SSL4EO_S12, level=None)
     assert equal_states(restored, croma)
     assert restored.config.optical_depth == 2
 
@@ -241,7 +270,9 @@ def test_a_torchgeo_state_dict_goes_there_and_back_with_and_without_its_bias(ima
     assert ("attn_bias" in state) == (image_px is not None)
     if image_px is not None:
         assert state["attn_bias"].shape == (1, 4, 16, 16)
-    assert equal_states(from_torchgeo(state, heads=4), croma)
+    restored, normalisation = from_torchgeo(state, heads=4)
+    assert equal_states(restored, croma)
+    assert normalisation == NORMALISATION
 
 
 def test_a_torchgeo_state_dict_that_does_not_fit_is_refused_by_its_own_names() -> None:
@@ -251,6 +282,32 @@ def test_a_torchgeo_state_dict_that_does_not_fit_is_refused_by_its_own_names() -
         from_torchgeo(state, heads=4)
     with pytest.raises(ValueError, match="s1_encoder, s1_GAP_FFN, s2_encoder, s2_GAP_FFN, joint_encoder is missing"):
         from_torchgeo({"weight": torch.zeros(1)})
+    radar_alone = {key: tensor for key, tensor in to_torchgeo(Croma(SMALL)).items() if key.startswith("s1_")}
+    with pytest.raises(ValueError, match=r"joint_encoder is missing; weights of one sensor alone are not taken"):
+        from_torchgeo(radar_alone)
+
+
+@pytest.mark.parametrize("kind", ["ours", "released", "torchgeo", "torchgeo in safetensors"])
+def test_encoders_come_out_of_any_file(kind: str) -> None:
+    croma, file = Croma(SMALL), io.BytesIO()
+    if kind == "ours":
+        save_weights(to_checkpoint(CromaPretraining(SMALL), OTHER) | {"model": croma.state_dict()}, file)
+    elif kind == "released":
+        torch.save(to_released(croma), file)
+    elif kind == "torchgeo":
+        torch.save(to_torchgeo(croma, image_px=32), file)
+    else:
+        file.write(safetensors.torch.save(to_torchgeo(croma, image_px=32)))
+    file.seek(0)
+    restored, normalisation = from_any(read(file), heads=4)
+    assert equal_states(restored, croma)
+    assert normalisation == (OTHER if kind == "ours" else NORMALISATION)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, {"format": "twinlook-croma", "version": 99}])
+def test_what_holds_no_encoders_is_refused(content: object) -> None:
+    with pytest.raises(ValueError, match=r"not a twinlook-croma checkpoint|version 99"):
+        from_any(content)
 
 
 def test_the_reference_pretraining_names_go_there_and_back() -> None:
@@ -258,12 +315,16 @@ def test_the_reference_pretraining_names_go_there_and_back() -> None:
     state = to_reference_pretraining(model)
     assert state["decoder.decoder_pos_embed"].shape == (1, 225, 32)
     assert state["decoder.mask_token"].shape == (1, 1, 32)
-    restored = from_reference_pretraining(
-        state, heads=4, decoder_heads=SMALL.decoder_heads, objective=REFERENCE_OBJECTIVE
-    )
-    assert equal_states(restored, model)
-    assert restored.objective == REFERENCE_OBJECTIVE
-    assert equal_states(from_released(to_released(restored.croma), heads=4), model.croma)
+    for prefix in ("", "module."):
+        restored, normalisation = from_reference_pretraining(
+            {prefix + key: tensor for key, tensor in state.items()},
+            heads=4,
+            decoder_heads=SMALL.decoder_heads,
+            objective=REFERENCE_OBJECTIVE,
+        )
+        assert equal_states(restored, model)
+        assert (restored.objective, normalisation) == (REFERENCE_OBJECTIVE, NORMALISATION)
+    assert equal_states(from_released(to_released(restored.croma), heads=4)[0], model.croma)
     with pytest.raises(ValueError, match=r"decoder\.mask_token is missing"):
         from_reference_pretraining({key: value for key, value in state.items() if "mask_token" not in key})
 

@@ -17,9 +17,10 @@ from ray.data import ActorPoolStrategy, Dataset
 from jobs.support.job import JobError
 from jobs.support.settings import Group
 from model import pretrained
-from model.croma import Croma
+from model.croma import Croma, Objective
 from model.normalisation import Normalisation
 from model.preprocessing import prepare
+from model.released import from_any
 from pipeline.feed import MODEL_ARRAYS, WholeChipSource
 from pipeline.layout import Layout
 from pipeline.objects import Objects
@@ -80,12 +81,15 @@ class LoadedModel:
     sha256: str
     """Of weights and normalisation, see `model.pretrained.model_hash`."""
 
+    objective: Objective | None = None
+    """What it was pretrained for, if the file says so."""
+
 
 def load_model(url: str) -> LoadedModel:
-    """The model of a file that `pretrain` wrote.
+    """The model of a file that `pretrain` wrote, of the official weights, or of torchgeo's.
 
     Raises:
-        JobError: There is no such file, or it is no checkpoint.
+        JobError: There is no such file, or it is none of those.
     """
     folder, _, name = url.rpartition("/")
     try:
@@ -93,10 +97,13 @@ def load_model(url: str) -> LoadedModel:
     except FileNotFoundError:
         raise JobError(f"no model at {url}: give the model.safetensors that pretrain wrote") from None
     try:
-        croma, normalisation = pretrained.restore(pretrained.load(io.BytesIO(content)))
+        read = pretrained.read(io.BytesIO(content))
+        croma, normalisation = from_any(read)
     except ValueError as error:
         raise JobError(f"{url}: {error}") from error
-    return LoadedModel(croma=croma, normalisation=normalisation, sha256=pretrained.model_hash(croma, normalisation))
+    objective = pretrained.objective_of(read) if "objective" in read else None
+    digest = pretrained.model_hash(croma, normalisation)
+    return LoadedModel(croma=croma, normalisation=normalisation, sha256=digest, objective=objective)
 
 
 def untrained_like(model: LoadedModel, *, seed: int) -> LoadedModel:
@@ -112,8 +119,12 @@ def untrained_like(model: LoadedModel, *, seed: int) -> LoadedModel:
 def check_units(layout: Layout, normalisation: Normalisation) -> None:
     """Refuse a store whose numbers mean something else than the model was trained on; raises ValueError."""
     # What a store lacks cannot be in wrong units.
-    radar_unit = _RADAR_UNITS[layout.radar_product] if layout.radar_product else normalisation.radar.unit
-    normalisation.check(radar_unit=radar_unit)
+    normalisation.check(radar_unit=radar_unit(layout) or normalisation.radar.unit, level=layout.optical_level)
+
+
+def radar_unit(layout: Layout) -> str | None:
+    """What a store's radar numbers mean, in the model's words; None where it has no radar."""
+    return _RADAR_UNITS[layout.radar_product] if layout.radar_product else None
 
 
 def encode(
