@@ -38,7 +38,9 @@ bench: setup  ## measure alternatives against each other
 	$(BIN)/python -m tests.bench_sealing
 	$(BIN)/python -m tests.bench_reading
 	$(BIN)/python -m tests.bench_growth
-	$(BIN)/python -m tests.bench_model
+	$(BIN)/pip download --quiet --no-deps --dest build/wheels torchgeo==0.8.1 || echo "no torchgeo to compare CROMA with"
+	TORCHGEO_WHEEL=build/wheels/torchgeo-0.8.1-py3-none-any.whl $(BIN)/python -m tests.bench_model
+	$(BIN)/python -m tests.bench_model gpu
 
 clean:  ## remove the environment and what runs left behind
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

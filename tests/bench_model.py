@@ -1,10 +1,12 @@
-"""CROMA against torchgeo's and against the reference's step as it reads, on two CPU threads: time, then memory.
+"""CROMA against torchgeo's and against the reference's step as it reads, on two CPU threads: time and memory.
 
 Time is measured interleaved in one process, memory in a process for each. The inference part needs torchgeo's
-wheel in TORCHGEO_WHEEL (`pip download --no-deps torchgeo==0.8.1`).
+wheel in TORCHGEO_WHEEL (`pip download --no-deps torchgeo==0.8.1`). `gpu` alone measures on the GPU at hand, see
+`tests/bench_device.py`.
 
 Example:
     TORCHGEO_WHEEL=torchgeo-0.8.1-py3-none-any.whl python -m tests.bench_model
+    python -m tests.bench_model gpu
 """
 
 from __future__ import annotations
@@ -16,25 +18,27 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from model.alibi import grid_bias
+from model.augmentation import PAPER_SIDES_PX
 from model.croma import BASE, REFERENCE_OBJECTIVE, Croma, CromaPretraining
 from model.masking import draw_masks
 from model.normalisation import SSL4EO_S12
-from model.preprocessing import prepare
 from model.released import from_torchgeo
-from tests import plain_croma
+from model.training import StepSettings, pretraining_inputs
+from tests import bench_device, plain_croma
 from tests.torchgeo_croma import load_torchgeo
 
 THREADS = 2
-INFERENCE = {120: (2, 5), 168: (2, 5), 240: (1, 5), 504: (1, 3)}
-"""Image side in px -> samples in a batch, and rounds."""
+INFERENCE = {120: (2, 11, 1.1), 168: (2, 11, 1.4), 240: (1, 9, 2.0), 504: (1, 5, 3.0)}
+"""Image side in px -> samples in a batch, rounds, and how many times torchgeo's speed is aimed at."""
 
 PRETRAINING_BATCH = 8
-PRETRAINING_ROUNDS = 5
+PRETRAINING_ROUNDS = 11
 
 Ways = dict[str, Callable[[], object]]
 
@@ -51,9 +55,9 @@ def inference(size_px: int, samples: int, only: str | None = None) -> Ways:
         round(num_patches**0.5), round(num_patches**0.5), num_heads, torch.device("cpu")
     )
     theirs = torchgeo.CROMA(image_size=size_px, encoder_dim=768, encoder_depth=12, num_heads=16).eval()
-    ways: Ways = {"torchgeo": torch.inference_mode()(lambda: theirs(radar, optical))}
+    ways: Ways = {"theirs": torch.inference_mode()(lambda: theirs(radar, optical))}
     if only is None:
-        croma = from_torchgeo(theirs.state_dict())
+        croma, _ = from_torchgeo(theirs.state_dict())
         ways["ours"] = torch.inference_mode()(lambda: croma(optical, radar))
     return ways
 
@@ -69,22 +73,18 @@ def pretraining(only: str | None = None) -> Ways:
         losses().backward()
 
     ways: Ways = {
-        "as it reads": lambda: step(lambda: sum(plain_croma.losses(model, optical, radar, masks))),
+        "theirs": lambda: step(lambda: sum(plain_croma.losses(model, optical, radar, masks))),
         "ours": lambda: step(lambda: model(optical, radar, masks).total),
     }
     return ways if only is None else {only: ways[only]}
 
 
-def preprocessing() -> Ways:
-    """From a batch of the store's integers to normalised and turned input, beside the step it belongs to."""
-    size = PRETRAINING_BATCH
-    batch = {
-        "b10": torch.randint(1, 5000, (size, 4, 120, 120)).to(torch.uint16),
-        "b20": torch.randint(1, 5000, (size, 6, 60, 60)).to(torch.uint16),
-        "b60": torch.randint(1, 5000, (size, 2, 20, 20)).to(torch.uint16),
-        "radar": torch.randint(-3000, 0, (size, 2, 120, 120)).to(torch.int16),
-    }
-    return {"preparing": lambda: prepare(batch, SSL4EO_S12, keys=torch.arange(size)), **pretraining("ours")}
+def preprocessing(scale: bool) -> Ways:
+    """From a batch of the store's integers to normalised, turned and masked input, beside the step it belongs to."""
+    settings = StepSettings(seed=0, scale_sides_px=PAPER_SIDES_PX if scale else None)
+    batch = bench_device.batch_of(PRETRAINING_BATCH, 180 if scale else 120, torch.device("cpu"))
+    prepare = partial(pretraining_inputs, patch_px=8, normalisation=SSL4EO_S12, settings=settings, epoch=0)
+    return {"preparing": lambda: prepare(batch), **pretraining("ours")}
 
 
 def timed(ways: Ways, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -101,15 +101,21 @@ def timed(ways: Ways, rounds: int) -> tuple[dict[str, list[float]], dict[str, li
     return wall, cpu
 
 
-def report(title: str, ways: Ways, rounds: int) -> None:
-    wall, cpu = timed(ways, rounds)
-    theirs, ours = ways
+def report(
+    title: str, make: Callable[..., Ways], arguments: tuple[object, ...], rounds: int, aim: float | None = None
+) -> None:
+    """One line: seconds of both, their ratio and what is aimed at, then the memory of each."""
+    ways = make(*arguments)
+    (theirs, ours), (wall, cpu) = ways, timed(ways, rounds)
+    del ways
     ratios = sorted(a / b for a, b in zip(cpu[theirs], cpu[ours], strict=True))
     of_wall = statistics.median(a / b for a, b in zip(wall[theirs], wall[ours], strict=True))
     seconds = {name: statistics.median(values) for name, values in cpu.items()}
+    compared = theirs == "theirs"
+    memory = [f"{peak_bytes(make, (*arguments, name)) / 2**20:9.0f}" for name in ("theirs", "ours") if compared]
     say(
         f"{title:34} {seconds[theirs]:9.2f} {seconds[ours]:9.2f} {statistics.median(ratios):7.2f}"
-        f" ({ratios[0]:.2f}-{ratios[-1]:.2f}) {of_wall:7.2f}"
+        f" ({ratios[0]:.2f}-{ratios[-1]:.2f}) {'' if aim is None else f'>= {aim}':>7} {of_wall:7.2f} {' '.join(memory)}"
     )
 
 
@@ -136,28 +142,27 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Measure what the arguments name (inference, 504, pretraining, preprocessing, memory), or all."""
+    """Measure what the arguments name (inference, 504, pretraining, preprocessing, gpu), or all but the GPU."""
+    wanted = set(sys.argv[1:]) or {"inference", "504", "pretraining", "preprocessing"}
+    if wanted == {"gpu"}:
+        bench_device.main()
+        return
     torch.set_num_threads(THREADS)
-    wanted = set(sys.argv[1:]) or {"inference", "504", "pretraining", "preprocessing", "memory"}
-    with_torchgeo = "TORCHGEO_WHEEL" in os.environ
-    if not with_torchgeo:
-        say("no TORCHGEO_WHEEL: nothing to compare inference with")
+    if not Path(os.environ.get("TORCHGEO_WHEEL", "")).is_file():
+        say("no wheel in TORCHGEO_WHEEL: nothing to compare inference with")
         wanted -= {"inference", "504"}
-    say(f"{'CPU seconds':34} {'theirs':>9} {'ours':>9} {'CPU ratio (range)':>19} {'wall':>7}")
-    for size_px, (samples, rounds) in INFERENCE.items():
+    say(
+        f"{'CPU seconds; MiB over model, input':34} {'theirs':>9} {'ours':>9} {'CPU ratio (range)':>19} {'aim':>7}"
+        f" {'wall':>7} {'theirs':>9} {'ours':>9}"
+    )
+    for size_px, (samples, rounds, aim) in INFERENCE.items():
         if ("504" if size_px == 504 else "inference") in wanted:
-            report(f"forward, base, {size_px} px, batch {samples}", inference(size_px, samples), rounds)
+            report(f"forward, base, {size_px} px, batch {samples}", inference, (size_px, samples), rounds, aim)
     if "pretraining" in wanted:
-        report(f"step, base, 120 px, batch {PRETRAINING_BATCH}", pretraining(), PRETRAINING_ROUNDS)
+        report(f"step, base, 120 px, batch {PRETRAINING_BATCH}", pretraining, (), PRETRAINING_ROUNDS, 1.0)
     if "preprocessing" in wanted:
-        report("preparing a batch | its step", preprocessing(), PRETRAINING_ROUNDS)
-    if "memory" in wanted:
-        say(f"{'peak MiB over model and input':34} {'theirs':>9} {'ours':>9}")
-        for size_px, (samples, _) in INFERENCE.items() if with_torchgeo else ():
-            theirs, ours = (peak_bytes(inference, (size_px, samples, name)) for name in ("torchgeo", "ours"))
-            say(f"{f'forward, base, {size_px} px, batch {samples}':34} {theirs / 2**20:9.0f} {ours / 2**20:9.0f}")
-        theirs, ours = (peak_bytes(pretraining, (name,)) for name in ("as it reads", "ours"))
-        say(f"{f'step, base, 120 px, batch {PRETRAINING_BATCH}':34} {theirs / 2**20:9.0f} {ours / 2**20:9.0f}")
+        report("preparing a batch | its step", preprocessing, (False,), PRETRAINING_ROUNDS)
+        report("scaling 180 px windows | its step", preprocessing, (True,), PRETRAINING_ROUNDS)
 
 
 if __name__ == "__main__":

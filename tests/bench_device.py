@@ -1,0 +1,227 @@
+"""CROMA on one device: samples per second, share of the device's peak, memory, compile time, where the time goes.
+
+Steps are whole ones: preparing the store's integers, forward, backward and optimizer, in bfloat16. Batches that do not
+fit are halved. The share of the peak counts the model's own operations (`model/flops.py`) against dense bfloat16.
+
+Example:
+    python -m tests.bench_model gpu
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+
+from model.croma import CONFIGS, Croma, CromaConfig, CromaPretraining
+from model.flops import TRAINING_FACTOR, inference_flops, pretraining_flops
+from model.masking import num_kept
+from model.normalisation import SSL4EO_S12
+from model.training import StepSettings, build_optimizer, train_step
+
+PEAK_FLOPS: Final = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 per second, from the makers' data sheets (SXM)."""
+
+BACKENDS: Final = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is run."""
+
+    config: CromaConfig
+    what: Literal["pretraining", "inference"]
+    batch: int
+    image_px: int = 120
+    backend: str | None = None
+    """Of torch.compile; None runs eagerly."""
+
+    @property
+    def flops(self) -> int:
+        """Of one sample."""
+        num_patches = (self.image_px // self.config.patch_px) ** 2
+        if self.what == "inference":
+            return inference_flops(self.config, num_patches)
+        return TRAINING_FACTOR * pretraining_flops(self.config, num_patches, num_contrasted=self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came out."""
+
+    samples_per_s: float
+    flops_per_s: float
+    memory_bytes: int | None
+    """Most that was allocated on the device at once; None on a CPU."""
+
+    first_s: float
+    """What the first call took longer than the later ones: compiling, where that is on."""
+
+
+def batch_of(samples: int, image_px: int, device: torch.device) -> dict[str, Tensor]:
+    """Random integers as the store holds them."""
+
+    def pixels(channels: int, side_px: int, low: int, high: int, kind: torch.dtype) -> Tensor:
+        return torch.randint(low, high, (samples, channels, side_px, side_px), device=device).to(kind)
+
+    return {
+        "b10": pixels(4, image_px, 1, 5000, torch.uint16),
+        "b20": pixels(6, image_px // 2, 1, 5000, torch.uint16),
+        "b60": pixels(2, image_px // 6, 1, 5000, torch.uint16),
+        "radar": pixels(2, image_px, -3000, 0, torch.int16),
+        "row": torch.arange(samples, device=device),
+        "k": torch.zeros(samples, dtype=torch.int64, device=device),
+    }
+
+
+def step_of(case: Case, device: torch.device) -> Callable[[], object]:
+    """One call of what the case is about."""
+    if case.what == "pretraining":
+        model = CromaPretraining(case.config).to(device).train()
+        optimizer, batch = build_optimizer(model), batch_of(case.batch, case.image_px, device)
+        run = torch.compile(model, backend=case.backend) if case.backend else model
+        settings = StepSettings(seed=0, bfloat16=True)
+        return lambda: train_step(
+            run, batch, optimizer, normalisation=SSL4EO_S12, settings=settings, epoch=0, learning_rate=1e-4
+        )
+    croma = Croma(case.config).to(device).eval()
+    encode = torch.compile(croma, backend=case.backend) if case.backend else croma
+    optical, radar = (torch.rand(case.batch, bands, case.image_px, case.image_px, device=device) for bands in (12, 2))
+
+    def infer() -> object:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            return encode(optical, radar)
+
+    return infer
+
+
+def measure(case: Case, device: torch.device, *, seconds: float = 5.0) -> Measured:
+    """Call after call for about `seconds`, after two that do not count."""
+    step = step_of(case, device)
+    first_s, _ = _timed(step, 1, device), _timed(step, 1, device)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    rounds = max(2, round(seconds / _timed(step, 1, device)))
+    each_s = _timed(step, rounds, device) / rounds
+    return Measured(
+        samples_per_s=case.batch / each_s,
+        flops_per_s=case.flops * case.batch / each_s,
+        memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
+        first_s=first_s - each_s,
+    )
+
+
+def fitting(case: Case, device: torch.device, *, seconds: float = 5.0) -> tuple[Case, Measured]:
+    """The case with the largest batch that fits, halving it."""
+    while True:
+        try:
+            return case, measure(case, device, seconds=seconds)
+        except torch.OutOfMemoryError:
+            if case.batch == 1:
+                raise
+            case = replace(case, batch=case.batch // 2)
+            torch.cuda.empty_cache()
+
+
+def where_time_goes(case: Case, device: torch.device, *, rows: int = 12) -> list[tuple[str, float]]:
+    """Operations by their share of the time on the device, the largest first."""
+    step = step_of(case, device)
+    step()
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+        _timed(step, 2, device)
+    times = {
+        event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
+        for event in profiler.key_averages()
+    }
+    total = sum(times.values())
+    return sorted(((name, time_us / total) for name, time_us in times.items()), key=lambda row: -row[1])[:rows]
+
+
+def attention_seconds(
+    tokens: int, batch: int, heads: int, head_width: int, device: torch.device, *, shared_bias: bool, repeat: int = 20
+) -> dict[str, float | None]:
+    """Forward and backward of biased attention in bfloat16, by backend; None where there is no such kernel."""
+    shape = (batch, heads, tokens, head_width)
+    inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    bias_shape = (1 if shared_bias else batch, heads, tokens, tokens)
+    bias = torch.randn(bias_shape, device=device, dtype=torch.bfloat16)
+
+    def attend() -> object:
+        return functional.scaled_dot_product_attention(*inputs, attn_mask=bias).sum().backward()
+
+    def seconds(backend: SDPBackend) -> float | None:
+        with sdpa_kernel(backend):
+            try:
+                _timed(attend, 2, device)
+            except RuntimeError:
+                return None
+            return _timed(attend, repeat, device) / repeat
+
+    return {name: seconds(backend) for name, backend in BACKENDS.items()}
+
+
+def lines(device: torch.device, sizes: list[str], peak_flops: float | None, *, seconds: float = 5.0) -> Iterator[str]:
+    """The whole report, line by line as it is measured."""
+    yield f"{'bfloat16':44} {'samples/s':>10} {'of peak':>8} {'aim':>6} {'MiB':>8} {'first call':>11}"
+    for size in sizes:
+        for what, aim in (("pretraining", "45 %"), ("inference", "45 %")):
+            for backend in (None, "inductor"):
+                case = Case(config=CONFIGS[size], what=what, batch=1024, backend=backend)
+                case, found = fitting(case, device, seconds=seconds)
+                share = f"{found.flops_per_s / peak_flops:.1%}" if peak_flops else "?"
+                memory = "?" if found.memory_bytes is None else f"{found.memory_bytes / 2**20:.0f}"
+                title = f"{size}, {what}, batch {case.batch}, {backend or 'eager'}"
+                yield f"{title:44} {found.samples_per_s:10.0f} {share:>8} {aim:>6} {memory:>8} {found.first_s:9.1f} s"
+                if what == "pretraining":
+                    yield from (f"    {part:6.1%}  {name[:90]}" for name, part in where_time_goes(case, device))
+        config, num_patches = CONFIGS[size], (120 // CONFIGS[size].patch_px) ** 2
+        for tokens, shared in ((num_kept(num_patches, 0.75), False), (num_patches, True)):
+            for head_width in (config.width // config.heads, 64):
+                found_s = attention_seconds(tokens, 256, config.heads, head_width, device, shared_bias=shared)
+                told = ", ".join(
+                    f"{name} {'none' if s is None else f'{1e3 * s:.2f} ms'}" for name, s in found_s.items()
+                )
+                yield f"attention, {tokens} tokens, heads of {head_width}, batch 256: {told}"
+
+
+def main() -> None:
+    """Base and large on the GPU at hand."""
+    if not torch.cuda.is_available():
+        sys.stdout.write("no GPU here: nothing measured\n")
+        return
+    device, name = torch.device("cuda"), torch.cuda.get_device_name()
+    peak_flops = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    sys.stdout.write(f"{name}, torch {torch.__version__}\n")
+    for line in lines(device, ["base", "large"], peak_flops):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
+def _timed(call: Callable[[], object], rounds: int, device: torch.device) -> float:
+    """Seconds for so many calls, what they started on the device included."""
+    _wait_for(device)
+    start = time.perf_counter()
+    for _ in range(rounds):
+        call()
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
