@@ -16,11 +16,13 @@ from typing import Any, Literal, Self
 import ray
 from pydantic import Field, model_validator
 
+from jobs.support.encoder import check_units
 from jobs.support.job import JobError, connect, run_job
 from jobs.support.model_files import WEIGHTS_FILE
 from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exported, say_plan, window_px
 from jobs.support.run_record import recorded
 from jobs.support.settings import Group, JobSettings
+from model.normalisation import SSL4EO_S12
 from pipeline.canonical import differences
 from pipeline.feed import Feed, num_samples
 from pipeline.objects import Objects
@@ -125,6 +127,10 @@ class Pretrain(JobSettings):
     recompute_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
 
+    compile: Literal["off", "inductor", "aot_eager"] = "off"
+    """Compile the model with torch.compile: inductor fuses operations, needs a C++ compiler on the workers and minutes
+    at the start; aot_eager only traces, to tell one's faults from the other's."""
+
     max_logit_scale: float | None = Field(default=None, gt=0)
     """Keep the log of the inverse temperature at or below this; ln 100 = 4.6 is usual. Unset: free."""
 
@@ -155,6 +161,8 @@ def main(settings: Pretrain) -> None:
     layout = Store.open(settings.store).layout
     if not (layout.has_optical and layout.has_radar):
         raise JobError(f"{settings.store} lacks a sensor; pretraining needs both")
+    if settings.normalisation == "ssl4eo-s12":
+        check_units(layout, SSL4EO_S12)
     if (side_px := window_px(settings.model_dump())) > layout.side_px:
         with_scale = f", with scale_augmentation {side_px} px," if settings.scale_augmentation else ""
         raise ValueError(
@@ -222,8 +230,8 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
 
 def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
-    how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints", "recompute_activations"}
-    elsewhere = {"dry_run", "ray_address", "run_dir", "out", *how}
+    how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints"}
+    elsewhere = {"dry_run", "ray_address", "run_dir", "out", "recompute_activations", "compile", *how}
     request: dict[str, Any] = {**settings.model_dump(mode="json", exclude=elsewhere), "version": version.number}
     try:
         out.put_json("request.json", request, create=True)

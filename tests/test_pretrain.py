@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from jobs.pretrain import Pretrain, main
+from jobs.support.encoder import check_units
 from jobs.support.job import JobError
-from jobs.support.pretraining import pooled_statistics, read_losses
+from jobs.support.pretraining import TrainingPlan, normalisation_of, pooled_statistics, read_losses
 from jobs.support.settings import parse
 from model.pretrained import load, restore
+from pipeline.feed import Feed
 from pipeline.grid import Cell
 from pipeline.objects import Objects
-from pipeline.store import StoreError
+from pipeline.store import Store, StoreError
 from pipeline.versions import latest_sealed
 from tests.sample_chips import LAYOUT, make_chip
 from tests.small_stores import Candidate, write_store
@@ -86,6 +88,31 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_starts(store: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Level-1C images and GRD radar."""
+    layout = replace(LAYOUT, optical_level="l1c", radar_product="sigma0_grd")
+    url = tmp_path_factory.mktemp("stores") / "chips.zarr"
+    candidates = [Candidate(cell=Cell(epsg=32633, column=100 + n, row=2000, side_m=240)) for n in range(4)]
+    write_store(str(url), layout, candidates, lambda row: make_chip(row, layout), request={}, statistics=True)
+    return url
+
+
+def test_statistics_of_another_level_are_refused_before_anything_starts(other_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="level l1c were given where l2a is expected"):
+        main(settings(other_store, tmp_path / "run", normalisation="ssl4eo-s12"))
+    assert not (tmp_path / "run").exists()
+    main(settings(other_store, tmp_path / "run", normalisation="store", dry_run="true"))
+
+
+def test_statistics_of_a_store_are_in_its_own_units_and_of_its_level(store: Path, other_store: Path) -> None:
+    for url, unit, level in ((store, "gamma0 dB", "l2a"), (other_store, "sigma0 dB", "l1c")):
+        feed = Feed(url=str(url), version=1, crop_px=24, batch_size=2)
+        taken = normalisation_of(TrainingPlan(settings={"normalisation": "store"}, feed=feed, num_samples=4))
+        assert (taken.radar.unit, taken.level) == (unit, level)
+        check_units(Store.open(url).layout, taken)
+
+
 def test_statistics_of_chips_pool_to_those_of_all_their_pixels(store: Path) -> None:
     chips = latest_sealed(str(store)).chips()
     mean, std = pooled_statistics(chips)
@@ -118,6 +145,7 @@ def test_every_way_of_training_ends_in_a_model(tmp_path: Path) -> None:
         "objective.target_statistics": "per_sensor",
         "objective.joint_self_bias": "cross",
         "objective.gathered_gradient": "false",
+        "compile": "aot_eager",
         "epochs": 1,
     }
     out = tmp_path / "run"

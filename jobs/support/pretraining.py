@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from jobs.support.encoder import radar_unit
 from jobs.support.model_files import ITEM_FILE, WEIGHTS_FILE, write_model
 from jobs.support.training_loop import CHECKPOINT_FILE, train_worker
 from model import pretrained
-from model.normalisation import SSL4EO_S12, Normalisation, from_statistics
+from model.normalisation import RADAR_UNIT, SSL4EO_S12, Normalisation, from_statistics
 from pipeline.chip_table import WRITTEN
 from pipeline.feed import Feed, training_samples
 from pipeline.objects import Objects
 from pipeline.quiet import quiet_data
 from pipeline.redaction import redact
+from pipeline.store import Store
 from pipeline.versions import Version
 
 log = logging.getLogger(__name__)
@@ -80,10 +82,11 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             "peak_learning_rate": settings["learning_rate"],
             "warmup_fraction": settings["warmup_fraction"],
             "weight_decay": settings["weight_decay"],
-            "normalisation": _normalisation(plan).to_dict(),
+            "normalisation": normalisation_of(plan).to_dict(),
             "step": _step_settings(settings, bfloat16=bfloat16),
             "objective": settings["objective"],
             "recompute": settings["recompute_activations"],
+            "compile": settings["compile"],
             "report_every_epochs": settings["report_every_epochs"],
             "threads": None if use_gpu else 1,
         },
@@ -143,12 +146,20 @@ def read_losses(out: Objects) -> list[dict[str, float]]:
     return [step for path in out.list("losses") for step in out.get_json(path)["steps"]]
 
 
-def _normalisation(plan: TrainingPlan) -> Normalisation:
+def normalisation_of(plan: TrainingPlan) -> Normalisation:
+    """What scales the bands, in the units and of the level of the store."""
     if plan.settings["normalisation"] == "ssl4eo-s12":
         return SSL4EO_S12
     version = Version(plan.feed.url, plan.feed.version)
     mean, std = pooled_statistics(version.all_chips())
-    return from_statistics(mean.tolist(), std.tolist(), source=f"training chips of {version.name}")
+    layout = Store.open(plan.feed.url).layout
+    return from_statistics(
+        mean.tolist(),
+        std.tolist(),
+        source=f"training chips of {version.name}",
+        radar_unit=radar_unit(layout) or RADAR_UNIT,
+        level=layout.optical_level,
+    )
 
 
 def pooled_statistics(chips: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -34,7 +34,8 @@ def train_worker(plan: dict[str, Any]) -> None:
     Args:
         plan: Plain values: size, epochs, global_batch, num_samples (per epoch), peak_learning_rate, warmup_fraction,
             weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads, losses_url; where they
-            differ from the defaults, objective (of `Objective`) and recompute (activation checkpointing).
+            differ from the defaults, objective (of `Objective`), recompute (activation checkpointing) and compile (a
+            backend of torch.compile, or off).
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -44,6 +45,9 @@ def train_worker(plan: dict[str, Any]) -> None:
     normalisation = Normalisation.from_dict(plan["normalisation"])
     pretraining = CromaPretraining(CONFIGS[plan["size"]], Objective(**plan.get("objective", {})))
     pretraining.croma.recompute_activations(plan.get("recompute", False))
+    if (backend := plan.get("compile", "off")) != "off":
+        # In place: a wrapper would give the weights other names.
+        pretraining.compile(backend=backend)
     model = prepare_model(pretraining)
     optimizer = build_optimizer(pretraining, weight_decay=plan["weight_decay"])
     first_epoch, samples_seen = _resume(pretraining, optimizer)
