@@ -6,13 +6,13 @@ Only a dict is made; whoever exports the weights writes it beside them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
-from model.croma import Croma
+from model.croma import Croma, Objective
 from model.normalisation import BandScaling, Normalisation
 from model.pretrained import model_hash
 
@@ -20,8 +20,28 @@ EXTENSIONS: Final = (
     "https://stac-extensions.github.io/mlm/v1.5.2/schema.json",
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
 )
-ARTIFACTS: Final = {".safetensors": "safetensors.torch.save_file", ".pt": "torch.save", ".pt2": "torch.export.save"}
-"""Ending of the file -> what wrote it."""
+
+
+class FileKind(NamedTuple):
+    """What a file is, in the extension's words and in ours."""
+
+    artifact_type: str
+    media_type: str
+    title: str
+
+
+_PYTORCH: Final = "application/octet-stream; application=pytorch"
+LAYOUTS: Final = {
+    "safetensors": FileKind(
+        "safetensors.torch.save_file",
+        "application/octet-stream; application=safetensors",
+        "Weights, sizes and normalisation",
+    ),
+    "official": FileKind("torch.save", _PYTORCH, "Weights as released checkpoints hold them, in five state dicts"),
+    "torchgeo": FileKind("torch.save", _PYTORCH, "Weights as torchgeo's CROMA loads them"),
+    "torch-export": FileKind("torch.export.save", _PYTORCH, "The encoders as a program, which needs torch alone"),
+}
+"""How a model can be handed on. Only the first holds the normalisation: of the others, the Item alone has it."""
 
 _PREPROCESSING: Final = "clip to [0, 1] after scaling; no data becomes 0.5"
 
@@ -36,6 +56,8 @@ def model_item(
     sha256: str,
     created: datetime,
     trained_on: str,
+    layout: str = "safetensors",
+    objective: Objective | None = None,
     geometry: Mapping[str, Any] | None = None,
     bbox: tuple[float, float, float, float] | None = None,
 ) -> dict[str, Any]:
@@ -43,22 +65,24 @@ def model_item(
 
     Args:
         croma: The model in the file.
-        normalisation: In the file, too.
+        normalisation: What its inputs are scaled by.
         name: Of the model, letters, digits, points, dashes and blanks; also the Item's id.
         href: Of the file, relative to the Item or absolute.
         num_bytes: Size of the file.
         sha256: Of the file, in hexadecimal digits.
         created: When; with a time zone.
         trained_on: Name or URI of the dataset.
+        layout: Of the file, one of LAYOUTS.
+        objective: What it was trained for, if that is known: what that leaves untrained is said so.
         geometry: Where it was trained, GeoJSON in degrees; None where that is unknown.
         bbox: Of the geometry: west, south, east, north in degrees.
 
     Raises:
-        ValueError: When `href` ends in nothing that weights are saved as, or only one of geometry and bbox is given.
+        ValueError: When there is no such layout, or only one of geometry and bbox is given.
     """
-    artifact = next((kind for ending, kind in ARTIFACTS.items() if href.endswith(ending)), None)
-    if artifact is None:
-        raise ValueError(f"{href} is no file of weights: it ends in none of {', '.join(ARTIFACTS)}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    kind, untrained = LAYOUTS[layout], untrained_outputs(objective)
     if (geometry is None) != (bbox is None):
         raise ValueError("geometry and bbox go together")
     config = dataclasses.asdict(croma.config)
@@ -92,8 +116,13 @@ def model_item(
                 _input("radar", normalisation.radar, config["patch_px"]),
             ],
             "mlm:output": [
-                each for sensor in ("radar", "optical", "joint") for each in _outputs(sensor, croma.config.width)
+                each
+                for sensor in ("radar", "optical", "joint")
+                for each in _outputs(sensor, croma.config.width, untrained)
             ],
+            "twinlook:layout": layout,
+            "twinlook:optical_level": normalisation.level,
+            "twinlook:untrained_outputs": untrained,
             "twinlook:normalisation_source": normalisation.source,
             "twinlook:model_sha256": model_hash(croma, normalisation),
         },
@@ -101,10 +130,10 @@ def model_item(
         "assets": {
             "weights": {
                 "href": href,
-                "title": "Weights, sizes and normalisation",
-                "type": "application/octet-stream",
+                "title": kind.title,
+                "type": kind.media_type,
                 "roles": ["mlm:model", "mlm:weights", "data"],
-                "mlm:artifact_type": artifact,
+                "mlm:artifact_type": kind.artifact_type,
                 "file:size": num_bytes,
                 # A multihash: sha2-256, 32 bytes.
                 "file:checksum": f"1220{sha256}",
@@ -112,6 +141,14 @@ def model_item(
         },
     }
     return item if bbox is None else item | {"bbox": list(bbox)}
+
+
+def untrained_outputs(objective: Objective | None) -> list[str]:
+    """Outputs of `Croma.forward` that pass through weights which this objective left as they were drawn."""
+    if objective is None:
+        return []
+    heads = [] if objective.contrastive_weight else ["radar_embedding", "optical_embedding"]
+    return heads + ([] if objective.reconstruction_weight else ["joint_encodings", "joint_embedding"])
 
 
 def _input(sensor: str, scaling: BandScaling, patch_px: int) -> dict[str, Any]:
@@ -134,17 +171,19 @@ def _input(sensor: str, scaling: BandScaling, patch_px: int) -> dict[str, Any]:
     }
 
 
-def _outputs(sensor: str, width: int) -> list[dict[str, Any]]:
+def _outputs(sensor: str, width: int, untrained: Collection[str]) -> list[dict[str, Any]]:
+    embedding, encodings = f"{sensor}_embedding", f"{sensor}_encodings"
+    hint = {name: ", of weights that were not trained" if name in untrained else "" for name in (embedding, encodings)}
     return [
         {
-            "name": f"{sensor}_embedding",
-            "description": "One vector per image",
+            "name": embedding,
+            "description": f"One vector per image{hint[embedding]}",
             "tasks": ["similarity-search"],
             "result": {"shape": [-1, width], "dim_order": ["batch", "embedding"], "data_type": "float32"},
         },
         {
-            "name": f"{sensor}_encodings",
-            "description": "One vector per patch, row by row",
+            "name": encodings,
+            "description": f"One vector per patch, row by row{hint[encodings]}",
             "tasks": ["semantic-segmentation"],
             "result": {"shape": [-1, -1, width], "dim_order": ["batch", "token", "embedding"], "data_type": "float32"},
         },

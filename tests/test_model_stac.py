@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
-from model.croma import Croma, CromaConfig
+from model.croma import Croma, CromaConfig, Objective
 from model.normalisation import SSL4EO_S12
 from model.pretrained import model_hash
 from model.stac import model_item
@@ -56,7 +56,8 @@ SCHEMAS = ["stac-extensions/mlm/v1.5.2/schema.json", "stac-extensions/file/v2.1.
 @pytest.mark.parametrize("placed", [False, True])
 def test_schemas_accept_the_item(shared_data: Path, schema: str, placed: bool) -> None:
     square = {"type": "Polygon", "coordinates": [[[8.0, 49.0], [9.0, 49.0], [9.0, 50.0], [8.0, 49.0]]]}
-    item = item_of(geometry=square, bbox=(8.0, 49.0, 9.0, 50.0)) if placed else item_of()
+    of_layout = {"layout": "torch-export", "objective": Objective(reconstruction_weight=0.0)}
+    item = item_of(geometry=square, bbox=(8.0, 49.0, 9.0, 50.0), **of_layout) if placed else item_of()
     assert errors(json.loads(json.dumps(item)), shared_data.parent / "schemas", schema) == []
 
 
@@ -95,7 +96,7 @@ def test_outputs_are_those_of_the_model() -> None:
     croma = Croma(SMALL).eval()
     item = model_item(
         croma, SSL4EO_S12, name="small", href="model.pt", num_bytes=1, sha256="00" * 32, created=datetime.now(UTC),
-        trained_on="nothing",
+        trained_on="nothing", layout="official",
     )  # fmt: skip
     outputs = croma(torch.rand(2, 12, 16, 24), torch.rand(2, 2, 16, 24))
     spoken = {each["name"]: each["result"] for each in item["properties"]["mlm:output"]}
@@ -109,8 +110,8 @@ def test_outputs_are_those_of_the_model() -> None:
     assert item["assets"]["weights"]["file:checksum"] == "1220" + "00" * 32
 
 
-def test_what_is_no_file_of_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.txt is no file of weights"):
-        item_of(href="model.txt")
+def test_an_unknown_layout_is_refused() -> None:
+    with pytest.raises(ValueError, match="layout must be one of safetensors, official, torchgeo, torch-export"):
+        item_of(layout="onnx")
     with pytest.raises(ValueError, match="go together"):
         item_of(bbox=(0.0, 0.0, 1.0, 1.0))
