@@ -1,18 +1,29 @@
-"""Who drives a build: a killed driver is followed at once, a living one is not."""
+"""Who drives a build: a killed driver is followed at once, a living one is not, and one that lost its lease stops."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs.support.driver_lease import is_gone, kept_alive, owner
+from jobs.support.run_record import RunRecord
+from jobs.support.version_stages import complete
+from pipeline.ingest import build_planned_shard
 from pipeline.leases import hold
 from pipeline.objects import Objects
 from pipeline.store import StoreError
+from tests.made_units import Maker, grid, planned
+
+pytestmark = [
+    # Ray's own settings object warns about its own fields when it is copied.
+    pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context"),
+    pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data._internal"),
+]
 
 
 def owner_of_another_process(*, kill: bool) -> tuple[str, subprocess.Popen[str]]:
@@ -67,3 +78,32 @@ def test_a_lease_is_renewed_while_its_driver_works(tmp_path: Path) -> None:
         # Bounded by pytest's timeout; nothing else changes the file.
         while leases.get_json("00000001.json")["expires"] == first:
             pass
+
+
+def test_a_store_that_is_away_costs_no_lease(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "leases", tmp_path / "elsewhere"
+    leases = Objects.at(folder)
+    with hold(leases, what="it", owner=owner(), ttl_s=0.4) as lease, kept_alive(lease) as held:
+        folder.rename(elsewhere)
+        # Longer than the lease lasts.
+        time.sleep(0.6)
+        held.check()
+        elsewhere.rename(folder)
+        back = time.time_ns()
+        # Bounded by pytest's timeout; nothing else changes the file.
+        while (folder / "00000001.json").stat().st_mtime_ns < back:
+            pass
+        held.confirm()
+
+
+def test_a_driver_that_does_not_know_yet_that_its_lease_is_lost_seals_nothing(tmp_path: Path) -> None:
+    version = planned(str(tmp_path / "store"), grid(range(4), range(2)))
+    for shard in version.shards():
+        build_planned_shard(version, shard, Maker())
+    record = RunRecord(directory=str(tmp_path / "run"))
+    another = {"owner": "another", "expires": "2999-01-01T00:00:00+00:00"}
+    with version.lease(owner()) as lease, kept_alive(lease) as held:
+        version.objects.put_json("leases/00000002.json", another)
+        with pytest.raises(StoreError, match="the lease was lost to another"):
+            complete(version, Maker(), record, held=held, max_failed_fraction=0.0)
+    assert version.state == "building"

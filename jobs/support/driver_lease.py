@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.leases import Lease
+from pipeline.store import StoreError
+
+log = logging.getLogger(__name__)
 
 
 def owner() -> str:
@@ -24,33 +28,68 @@ def is_gone(name: str) -> bool:
     return host == socket.gethostname() and pid.isdigit() and _start_of(int(pid)) != start
 
 
+class Held:
+    """The lease of a driver at work, renewed in the background; says when another driver has taken over."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._lost: StoreError | None = None
+
+    def check(self) -> None:
+        """Asks nobody; for between two steps of the work.
+
+        Raises:
+            StoreError: The last renewal found that another driver has taken over.
+        """
+        if self._lost is not None:
+            raise self._lost
+
+    def confirm(self) -> None:
+        """Renew now, before what cannot be taken back: a driver that was suspended does not know what it has lost.
+
+        Raises:
+            StoreError: Another driver has taken over.
+            OSError: The store cannot be asked.
+        """
+        self.check()
+        self._lease.renew()
+
+    def renew_until(self, stop: threading.Event) -> None:
+        """Renew again and again; ends when told to, or when the lease is lost.
+
+        A store that cannot be reached is no loss: nobody takes over in it either, so it is asked again.
+        """
+        while not stop.wait(self._lease.ttl_s / 4):
+            try:
+                self._lease.renew()
+            except StoreError as error:
+                log.error("%s; this driver stops", error)
+                self._lost = error
+                return
+            except OSError as error:
+                log.warning("the lease could not be renewed and will be tried again: %s", error)
+
+
 @contextmanager
-def kept_alive(lease: Lease) -> Iterator[None]:
+def kept_alive(lease: Lease) -> Iterator[Held]:
     """Renew a lease in the background for the length of a ``with`` block.
 
-    A driver that is suspended longer than the lease lasts may lose it; then it stops at its next renewal, and what
-    its tasks have written is the same as the other driver's tasks would write.
+    A driver that is suspended for longer than the lease lasts may lose it. Whoever works under it asks `Held.check` on
+    the way and `Held.confirm` before sealing; what its tasks have written until then is what the other driver's tasks
+    write too.
+
+    Raises:
+        StoreError: The block has ended, but another driver had taken over.
     """
-    stop = threading.Event()
-    lost: list[BaseException] = []
-
-    def renew() -> None:
-        while not stop.wait(lease.ttl_s / 4):
-            try:
-                lease.renew()
-            except Exception as error:  # noqa: BLE001  # handed to the driver's own thread below
-                lost.append(error)
-                return
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    held, stop = Held(lease), threading.Event()
+    thread = threading.Thread(target=held.renew_until, args=(stop,), name="lease", daemon=True)
     thread.start()
     try:
-        yield
+        yield held
     finally:
         stop.set()
         thread.join()
-    if lost:
-        raise lost[0]
+    held.check()
 
 
 def _start_of(pid: int) -> str:

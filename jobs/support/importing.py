@@ -161,14 +161,14 @@ def import_store(settings: ImportSettings, record: RunRecord) -> Version:
         describe(version, record, again=False)
         record.results.update(reused=True, **_summary(version))
         return version
-    with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease):
+    with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease) as held:
         if version.state == "planning":
             with record.stage("find"):
                 found = found or find_samples(settings)
             with record.stage("plan"):
                 _plan(version, found, settings)
         connect(settings)
-        complete(version, _unit(settings), record, max_failed_fraction=settings.max_failed_fraction)
+        complete(version, _unit(settings), record, held=held, max_failed_fraction=settings.max_failed_fraction)
     record.results.update(reused=False, **_summary(version))
     return version
 

@@ -64,7 +64,7 @@ def build_store(
                 prepared = stack.enter_context(prepared_of(settings, url, target.number, wanted, cache=cache))
         Store.create(url, layout)
         version = begin(url, target.request, number=target.number)
-        with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease):
+        with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease) as held:
             if version.state == "planning":
                 with record.stage("plan"):
                     _write_plan(version, prepared)
@@ -73,6 +73,7 @@ def build_store(
                 version,
                 _recipe(version, settings),
                 record,
+                held=held,
                 max_failed_fraction=settings.max_failed_fraction,
                 cpus_per_task=settings.cpus_per_task,
             )

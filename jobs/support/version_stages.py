@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import closing
 from itertools import islice
 from typing import Any, Final
 
 import pyarrow.compute as pc
 
 from jobs.support.dataset_report import write_dataset_report
+from jobs.support.driver_lease import Held
 from jobs.support.job import JobError, progress
 from jobs.support.progress import watching
 from jobs.support.run_record import RunRecord
@@ -30,6 +32,7 @@ def complete(
     recipe: Recipe | MakeUnit,
     record: RunRecord,
     *,
+    held: Held,
     max_failed_fraction: float,
     cpus_per_task: float = 1.0,
 ) -> None:
@@ -39,17 +42,19 @@ def complete(
         version: Planned, and leased.
         recipe: How its chips are made.
         record: Where stages and counts go.
+        held: Its lease; without it nothing is sealed.
         max_failed_fraction: Of the candidates; with more failures nothing is sealed.
         cpus_per_task: Of each shard's task.
 
     Raises:
         JobError: Too many chips failed; what was written is kept, and a rerun redoes their shard groups.
-        StoreError: Shards could not be written.
+        StoreError: Shards could not be written, or another driver has taken over.
     """
     with record.stage("build"):
-        _build(version, recipe, cpus_per_task)
+        _build(version, recipe, cpus_per_task, held)
     _refuse_failures(version, max_failed_fraction)
     with record.stage("seal"):
+        held.confirm()
         version.seal(watch=watching("seal"))
     with record.stage("describe"):
         describe(version, record, again=True)
@@ -74,19 +79,21 @@ def summary(version: Version) -> dict[str, Any]:
     return {**version.counts(), "not_taken": dict(not_taken)}
 
 
-def _build(version: Version, recipe: Recipe | MakeUnit, cpus_per_task: float) -> None:
+def _build(version: Version, recipe: Recipe | MakeUnit, cpus_per_task: float, held: Held) -> None:
     done = len(version.finished_shards())
     if done:
         log.info("%d of %d shards are there from an earlier run", done, len(version.shards()))
-    receipts = progress(
-        build(version, recipe, cpus_per_task=cpus_per_task),
-        total=len(version.shards()) - done,
-        what="shards",
-        stage="build",
-        outcomes=lambda receipt: receipt.outcomes,
-    )
-    for receipt in receipts:
-        log.debug("shard %d: %s, %.1f s", receipt.shard, receipt.outcomes, receipt.seconds)
+    with closing(build(version, recipe, cpus_per_task=cpus_per_task)) as built:
+        receipts = progress(
+            built,
+            total=len(version.shards()) - done,
+            what="shards",
+            stage="build",
+            outcomes=lambda receipt: receipt.outcomes,
+        )
+        for receipt in receipts:
+            held.check()
+            log.debug("shard %d: %s, %.1f s", receipt.shard, receipt.outcomes, receipt.seconds)
 
 
 def _refuse_failures(version: Version, max_failed_fraction: float) -> None:
