@@ -7,7 +7,8 @@ the plan says of it. Shards go out in waves, so that also a plan of 100 million 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,6 +79,9 @@ def build_shard(
     The part is written last and says "done": a task killed before leaves nothing that a reader looks at, and the
     next run writes the same bytes again. One unit's pixels are in memory at a time.
 
+    A task whose node was cut off may work on while another does its shard. What it could not read, that one may have:
+    before it writes, it looks whether its shard has become done, and then leaves everything as it is.
+
     Args:
         version: Being built.
         shard: Number of the shard.
@@ -94,7 +98,10 @@ def build_shard(
     # From here on the shard is not done, whatever an earlier run has said of it.
     version.withdraw_part(shard)
     chips = _chips(manifest, items_from_table(items), make, rows, statistics)
-    hashes = Store.open(version.url).write_shard(shard, chips)
+    try:
+        hashes = Store.open(version.url).write_shard(shard, _unless_done(version, shard, chips))
+    except _DoneByAnotherError as done:
+        return _receipt(shard, done.part, seconds=round(time.monotonic() - start, 3))
     part = chip_table({**row, "sha256": hashes.get(row["row"], "")} for row in rows)
     version.write_part(shard, part, statistics=statistics)
     return _receipt(shard, part, seconds=round(time.monotonic() - start, 3))
@@ -110,8 +117,7 @@ def build_planned_shard(version: Version, shard: int, recipe: Recipe | MakeUnit)
     """
     start = time.monotonic()
     try:
-        part = version.part(shard)
-        if part is not None and FAILED not in part["status"].to_pylist():
+        if (part := _done_part(version, shard)) is not None:
             return _receipt(shard, part, seconds=0.0)
         manifest = version.manifest_of(shard)
         return build_shard(version, shard, manifest, version.items_of(manifest), recipe)
@@ -126,7 +132,7 @@ def build(
     *,
     cpus_per_task: float = 1.0,
     shards_per_wave: int | None = None,
-) -> Iterator[Receipt]:
+) -> Generator[Receipt, None, None]:
     """Build what is missing of a version on the Ray cluster; yields receipts as they come.
 
     Shard groups that are finished without failures are left alone; those with failed chips are redone whole.
@@ -144,21 +150,24 @@ def build(
     make = by_recipe(recipe) if isinstance(recipe, Recipe) else recipe
     lost: list[Receipt] = []
     in_a_row = 0
-    for row in on_cluster(
+    rows = on_cluster(
         lambda shard: asdict(build_planned_shard(version, shard, make)),
         missing,
         cpus_per_task=cpus_per_task,
         tasks_per_wave=shards_per_wave,
-    ):
-        receipt = Receipt(**row)
-        if not receipt.error:
-            in_a_row = 0
-            yield receipt
-            continue
-        lost.append(receipt)
-        in_a_row += 1
-        if in_a_row == _LOST_IN_A_ROW:
-            break
+    )
+    # Closed at once where nobody wants more: tasks that have not begun are then not begun.
+    with closing(rows):
+        for row in rows:
+            receipt = Receipt(**row)
+            if not receipt.error:
+                in_a_row = 0
+                yield receipt
+                continue
+            lost.append(receipt)
+            in_a_row += 1
+            if in_a_row == _LOST_IN_A_ROW:
+                break
     if lost:
         raise StoreError(
             f"{version.name}: shards {some([receipt.shard for receipt in lost])} could not be written; what is written "
@@ -183,7 +192,7 @@ def on_cluster(
     *,
     cpus_per_task: float = 1.0,
     tasks_per_wave: int | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Do something for each of many numbers, as one Ray task each; results as they come."""
     quiet_data()
 
@@ -202,6 +211,35 @@ def _waves(numbers: Sequence[int], tasks_per_wave: int | None) -> Iterable[Seque
         size = tasks_per_wave or max(_MIN_WAVE, _TASKS_PER_CPU * cpus)
         yield numbers[start : start + size]
         start += size
+
+
+class _DoneByAnotherError(Exception):
+    """A shard became done while its chips were made."""
+
+    def __init__(self, part: pa.Table) -> None:
+        super().__init__()
+        self.part = part
+
+
+def _done_part(version: Version, shard: int) -> pa.Table | None:
+    """The part of a shard that needs no more work: nothing in it failed, or its version is sealed."""
+    part = version.part(shard)
+    if part is None or (FAILED in part["status"].to_pylist() and version.state != "sealed"):
+        return None
+    return part
+
+
+def _unless_done(
+    version: Version, shard: int, chips: Iterator[tuple[int, ChipArrays]]
+) -> Iterator[tuple[int, ChipArrays]]:
+    """The chips as they come; after the last, and so before any is written, whether that is still wanted.
+
+    Raises:
+        _DoneByAnotherError: It is not.
+    """
+    yield from chips
+    if (part := _done_part(version, shard)) is not None:
+        raise _DoneByAnotherError(part)
 
 
 def _receipt(shard: int, part: pa.Table, *, seconds: float) -> Receipt:

@@ -14,6 +14,9 @@ import obstore
 import pytest
 import ray
 
+from jobs.support.driver_lease import kept_alive
+from jobs.support.run_record import RunRecord
+from jobs.support.version_stages import complete
 from pipeline import ingest, store
 from pipeline.ingest import Receipt, build, build_planned_shard, check_shards_on_cluster
 from pipeline.objects import Objects
@@ -120,6 +123,27 @@ def test_a_task_killed_between_any_two_writes_leaves_its_shard_undone(
     assert objects_of(version.url) == expected
 
 
+@pytest.mark.parametrize("failing", [frozenset({0, 1}), frozenset()], ids=["with failures", "sealed with failures"])
+def test_a_task_that_lives_on_beside_its_successor_changes_nothing_that_is_done(
+    tmp_path: Path, failing: frozenset[int]
+) -> None:
+    version = planned(str(tmp_path / "store"), PAIRS)
+    after_successor: list[dict[str, bytes]] = []
+
+    def cut_off(rows: Any, items: Any) -> Any:
+        # While this task still reads, another does its shard; what this one asks for does not come.
+        if not after_successor:
+            build_here(version, Maker() if failing else Maker(failing=frozenset({7})))
+            if not failing:
+                version.seal()
+            after_successor.append(objects_of(version.url))
+        return Maker(failing=frozenset(range(8)))(rows, items)
+
+    receipt = build_planned_shard(version, 0, cut_off)
+    assert objects_of(version.url) == after_successor[0]
+    assert receipt.failed == (0 if failing else version.chips_of(0)["status"].to_pylist().count("failed"))
+
+
 class Flaky:
     """Writes that fail so many times, at the lowest level."""
 
@@ -213,7 +237,7 @@ def test_the_driver_reads_no_manifest(tmp_path: Path, monkeypatch: pytest.Monkey
         return plain(self, path)
 
     monkeypatch.setattr(Objects, "size", noting)
-    monkeypatch.setattr(ingest, "on_cluster", lambda work, numbers, **_: iter(()))
+    monkeypatch.setattr(ingest, "on_cluster", lambda work, numbers, **_: (row for row in ()))
     assert list(build(version, Maker())) == []
     assert [path for path in read if "manifest" in path or "looks" in path or "items" in path] == []
 
@@ -290,6 +314,24 @@ class TestOnACluster:
         assert [receipt.shard for receipt in build(version, Maker())] == [3]
         version.seal()
         assert chips_only(objects_of(version.url)) == chips_only(expected)
+
+    def test_a_build_stops_where_its_lease_is_lost(self, tmp_path: Path) -> None:
+        version = planned(str(tmp_path / "store"), grid(range(40), range(2)))
+        another = {"owner": "another", "expires": "2999-01-01T00:00:00+00:00"}
+
+        def make(rows: Any, items: Any) -> Any:
+            version.objects.put_json("leases/00000002.json", another)
+            return Maker(waiting_s=0.5)(rows, items)
+
+        record = RunRecord(directory=str(tmp_path / "run"))
+        with (
+            pytest.raises(StoreError, match="the lease was lost to another"),
+            version.lease("one", ttl_s=0.4) as lease,
+            kept_alive(lease) as held,
+        ):
+            complete(version, make, record, held=held, max_failed_fraction=0.0)
+        assert version.state == "building"
+        assert 0 < len(version.finished_shards()) < len(version.shards())
 
     def test_ray_says_nothing_of_its_own(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         version = planned(str(tmp_path / "store"), PAIRS[:8])
