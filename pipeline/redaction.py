@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 _SHOWN = "…"
 
@@ -39,6 +40,17 @@ def redact(text: str) -> str:
     text = _QUERY.sub(rf"\1{_SHOWN}", text)
     text = _PARAMETER.sub(rf"\1\2{_SHOWN}", text)
     return _HEADER.sub(rf"\1\2{_SHOWN}", text)
+
+
+def redact_values(content: Any) -> Any:
+    """A JSON value with every text in it redacted, however deep; names of fields stay."""
+    if isinstance(content, str):
+        return redact(content)
+    if isinstance(content, Mapping):
+        return {name: redact_values(value) for name, value in content.items()}
+    if isinstance(content, Sequence):
+        return [redact_values(value) for value in content]
+    return content
 
 
 def describe(error: BaseException) -> str:

@@ -77,7 +77,10 @@ class TokenError(Exception):
 def sign(href: str, signing: Signing) -> str:
     """The href that can be read now; tokens are cached by the SDK in this process and renewed before they expire."""
     # The SDK would hand an expired signature back unchanged, so it is only ever given unsigned hrefs.
-    return str(planetary_computer.sign(href.partition("?")[0])) if signing == "planetary-computer" else href
+    if signing != "planetary-computer":
+        return href
+    path, _, query = str(planetary_computer.sign(href.partition("?")[0])).partition("?")
+    return f"{path}?{_without_slash(query)}" if query else path
 
 
 def container_of(href: str) -> Container | None:
@@ -92,7 +95,7 @@ def container_of(href: str) -> Container | None:
 
 def signed_with(href: str, token: Token) -> str:
     """The href with this signature, in place of any that it has."""
-    return f"{href.partition('?')[0]}?{token.query}"
+    return f"{href.partition('?')[0]}?{_without_slash(token.query)}"
 
 
 def token_endpoint() -> str:
@@ -131,6 +134,13 @@ def fetch_token(container: Container) -> Token:
         raise TokenError(f"{_name(container)}: {reason}", status=None) from None
     expires = answer.expiry if answer.expiry.tzinfo else answer.expiry.replace(tzinfo=UTC)
     return Token(query=answer.token, asked=asked, expires=expires)
+
+
+def _without_slash(query: str) -> str:
+    """The same parameters without a slash."""
+    # In its messages GDAL names a file by what follows the last slash of its URL: of a signature that holds one it
+    # would show the rest, and nothing would tell that it is part of one.
+    return query.replace("/", "%2F")
 
 
 def _name(container: Container) -> str:

@@ -115,6 +115,11 @@ class AzuriteLab:
         return BlobServiceClient(f"http://127.0.0.1:{self.azurite_port}/{account}", credential=self.keys[account])
 
 
+def first_byte(headers: Mapping[str, str]) -> int:
+    """Where what a request asks for begins; beyond 0 it is pixels, not a file's header."""
+    return int(headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+
+
 def azurite_main() -> Path | None:
     """Azurite's program for blobs, installed by npm."""
     if named := os.environ.get("TWINLOOK_AZURITE"):

@@ -29,9 +29,10 @@ from pipeline.grid import Cell
 from pipeline.limits import HostLimits
 from pipeline.objects import Objects
 from pipeline.redaction import Redacting, describe, redact
+from pipeline.signing import sign
 from pipeline.store import ShardReader, Store
 from pipeline.versions import Version
-from tests.azurite import AzuriteLab, azurite_lab
+from tests.azurite import AzuriteLab, azurite_lab, first_byte
 from tests.sample_chips import LAYOUT, make_chip
 from tests.small_stores import Candidate, write_store
 from tests.token_server import sdk_settings
@@ -40,6 +41,7 @@ OPTICAL, RADAR, STORE = "sentinel2l2a01", "sentinel1euwestrtc", "chipstore"
 FREE = HostLimits(rate_per_s=1e6, burst=1_000_000, turns=100)
 SPEC = AccessSpec(signing="planetary-computer", storage=FREE, api=FREE)
 SIDE_PX = 1024
+LATER = datetime(2099, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,7 @@ def lab(running: AzuriteLab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Azurit
     TOKEN_CACHE.clear()
     with sdk_settings(PC_SDK_SAS_URL=running.tokens.url):
         yield running
+    running.tokens.issue = running.token
     running.fault, running.tokens.lifetime_s, running.tokens.wanted_key = None, 3600.0, None
     running.tokens.faults.clear()
 
@@ -251,6 +254,21 @@ def test_a_store_on_azure_has_the_bytes_of_one_on_a_disk(
         there.put("zarr.json", b"", create=True)
     there.delete("zarr.json")
     assert not there.exists("zarr.json")
+
+
+def test_a_signature_with_a_slash_is_not_taken_for_the_name_of_a_file(
+    lab: AzuriteLab, files: dict[str, str], access: ProcessAccess
+) -> None:
+    token = next(token for token in (lab.token(OPTICAL, "sentinel2-l2", LATER) for _ in range(999)) if "/" in token)
+    lab.tokens.issue = lambda *_: token
+    for signed in (access.sign(files[OPTICAL]), sign(files[OPTICAL], "planetary-computer")):
+        assert "/" not in signed.partition("?")[2]
+        assert requests.head(signed, timeout=10).status_code == 200
+    # A file that opens; then there is no time, and GDAL says what it was reading.
+    lab.fault = lambda method, path, headers: (503, {}) if first_byte(headers) else None
+    with pytest.raises(OSError, match=r"B02\.tif") as trouble:
+        read(access, files[OPTICAL], Window(0, 0, SIDE_PX, SIDE_PX), attempts=1)
+    assert not any(part in str(trouble.value) for part in parse_qs(token)["sig"][0].split("/"))
 
 
 def test_a_wrong_account_key_is_refused_in_one_line_without_it(

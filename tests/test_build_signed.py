@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 import ray
@@ -14,11 +18,12 @@ from planetary_computer.sas import TOKEN_CACHE
 
 from pipeline.archives import known_archives
 from pipeline.archives.planetary_computer import PLANETARY_COMPUTER
+from pipeline.broker import ACTOR, ACTOR_OPTIONS
 from pipeline.limits import HostLimits
 from pipeline.simulation.server import StacServer
 from pipeline.versions import Version
-from tests.azurite import AzuriteLab, azurite_lab
-from tests.building import built
+from tests.azurite import AzuriteLab, azurite_lab, first_byte
+from tests.building import PROFILE, built, exit_code, words
 from tests.token_server import sdk_settings
 
 pytestmark = [
@@ -93,9 +98,34 @@ def plain(cluster: None, simulated_stac: str, tmp_path_factory: pytest.TempPathF
     return built(simulated_stac, tmp_path_factory.mktemp("plain") / "chips.zarr")
 
 
+@pytest.fixture
+def forgotten(cluster: None) -> dict[str, object]:
+    """Settings with which no process of the cluster knows a token yet."""
+    ray.kill(ray.get_actor(ACTOR, namespace=ACTOR_OPTIONS["namespace"]))
+    return {"politeness.storage_turns": 63}
+
+
 def pixels(version: Version) -> dict[str, bytes]:
     folder = Path(version.url)
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("*/c/**/*") if p.is_file()}
+
+
+def assert_no_signature(lab: AzuriteLab, folder: Path, said: str) -> None:
+    """In nothing that was written or said by the job or by any process of the cluster; nor a part of one."""
+    signatures = {value for token in lab.tokens.given for value in parse_qs(token)["sig"]}
+    assert signatures
+    parts = {part for signature in signatures for part in re.split(r"[/+=]", signature) if len(part) >= 8}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        assert b"sig=" not in path.read_bytes(), path
+    logs = [path for path in Path(ray._private.worker._global_node.get_logs_dir_path()).rglob("*") if path.is_file()]
+    assert any(path.name.startswith("worker-") for path in logs)
+    for path in (*files, *logs):
+        content = path.read_bytes().decode("latin-1")
+        assert not any(part in content for part in parts), path
+    assert "sig=" not in said
+    assert not any(part in said for part in parts)
 
 
 def test_signed_files_give_the_same_store_and_leave_no_signature(
@@ -114,16 +144,42 @@ def test_signed_files_give_the_same_store_and_leave_no_signature(
     asked = [(account, container) for _, account, container in lab.tokens.asked]
     assert sorted(asked) == sorted(set(asked))
     assert set(asked) == set(PLACES.values())
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > 10
-    for path in files:
-        assert b"sig=" not in path.read_bytes(), path
-    assert "sig=" not in caplog.text
+    assert_no_signature(lab, tmp_path, caplog.text)
 
 
-def test_storage_that_is_away_and_tokens_that_die_only_cost_time(
-    plain: Version, lab: AzuriteLab, archive: str, tmp_path: Path
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_build_that_fails_leaves_no_signature_either(
+    plain: Version,
+    lab: AzuriteLab,
+    archive: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    status: int,
 ) -> None:
+    asked: Counter[str] = Counter()
+
+    def refused(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, dict[str, str]] | None:
+        # Files that open, and are refused then.
+        name = path.partition("?")[0]
+        asked[name] += 1
+        return (status, {}) if name.endswith("B08.tif") and asked[name] > 2 else None
+
+    lab.fault = refused
+    south = {"region": ",".join(map(str, PROFILE.southern_region)), "labels": "none", "reading.attempts": 2}
+    try:
+        assert exit_code(words(archive, tmp_path / "chips.zarr", **south)) == 1
+    finally:
+        lab.fault = None
+    said = caplog.text + "".join(capfd.readouterr())
+    assert "could not be read" in said
+    assert "could not be read" in (tmp_path / "chips.zarr.run" / "run.json").read_text()
+    errors = " ".join(row["error"] for row in Version(str(tmp_path / "chips.zarr"), 1).chips().to_pylist())
+    assert f"HTTP {status}" in errors
+    assert_no_signature(lab, tmp_path, said)
+
+
+def test_storage_that_is_away_only_costs_time(plain: Version, lab: AzuriteLab, archive: str, tmp_path: Path) -> None:
     begun = time.monotonic()
     away_until = begun + 12.0
     lab.requests.clear()
@@ -138,5 +194,36 @@ def test_storage_that_is_away_and_tokens_that_die_only_cost_time(
         lab.fault = None
     assert time.monotonic() > away_until, "the build was over before the storage went away"
     assert any(request.status == 503 for request in lab.requests)
+    assert pixels(version) == pixels(plain)
+    assert version.sealed == plain.sealed
+
+
+def test_tokens_that_die_while_pixels_are_read_only_cost_time(
+    plain: Version, lab: AzuriteLab, archive: str, forgotten: dict[str, object], tmp_path: Path
+) -> None:
+    lab.requests.clear()
+    lab.tokens.asked.clear()
+    lab.tokens.lifetime_s = 2.0
+    stalled = threading.Event()
+
+    def once_stalled(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, dict[str, str]] | None:
+        # A request for pixels, of a file that is open, waits on the server for longer than its token lives.
+        if method == "GET" and first_byte(headers) and not stalled.is_set():
+            stalled.set()
+            time.sleep(2.2)
+            # Those that are given from now on live as usual.
+            lab.tokens.lifetime_s = 3600.0
+        return None
+
+    lab.fault = once_stalled
+    try:
+        version = built(archive, tmp_path / "chips.zarr", **forgotten)
+    finally:
+        lab.fault, lab.tokens.lifetime_s = None, 3600.0
+    assert stalled.is_set()
+    refused = [request for request in lab.requests if request.status >= 400]
+    assert {request.status for request in refused} == {403}, "nothing expired"
+    assert all(request.signed for request in refused)
+    assert len(lab.tokens.asked) > len({(account, container) for _, account, container in lab.tokens.asked})
     assert pixels(version) == pixels(plain)
     assert version.sealed == plain.sealed

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.build_dataset import BuildDataset
+from jobs.support.run_record import recorded
+from jobs.support.settings import parse
 from pipeline.redaction import Redacting, describe, redact
 
 URL_SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+/-._~"
@@ -120,3 +125,25 @@ def test_a_log_holds_no_secret_also_not_in_its_tracebacks() -> None:
     assert "reading https://h/x?… again in 3 s" in text
     assert "Traceback" in text
     assert text.endswith("plain\n")
+
+
+def fail(settings: BuildDataset, url: str) -> None:
+    """A run that tells of a URL wherever it can."""
+    with recorded(settings, job="build", output=settings.store) as record:
+        record.inputs["items"] = [url]
+        record.results["errors"] = {"first": f"could not read {url}", "count": 1}
+        raise OSError(url)
+
+
+def test_a_run_record_holds_no_secret_of_its_settings_results_or_error(tmp_path: Path) -> None:
+    url = "https://user:hUsH@catalog/stac?sig=hUsH"
+    settings = parse(BuildDataset, [f"archive={url}", "region=1,2,3,4", "period=2023", f"store={tmp_path / 'store'}"])
+    with pytest.raises(OSError, match="hUsH"):
+        fail(settings, url)
+    text = (tmp_path / "store.run" / "run.json").read_text()
+    assert "hUsH" not in text
+    written = json.loads(text)
+    assert written["settings"]["archive"] == written["inputs"]["items"][0] == "https://…@catalog/stac?…"
+    assert written["settings"]["splits"]["val_fraction"] == 0.1
+    assert written["results"]["errors"]["count"] == 1
+    assert written["status"] == "failed"

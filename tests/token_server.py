@@ -42,6 +42,9 @@ class TokenServer:
     asked: list[tuple[float, str, str]] = field(default_factory=list)
     """(time.monotonic(), account, container) of each request."""
 
+    given: list[str] = field(default_factory=list)
+    """Every token that it gave."""
+
     def answer(self, path: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], dict[str, Any]]:
         account, container = path.rstrip("/").split("/")[-2:]
         self.asked.append((time.monotonic(), account, container))
@@ -55,6 +58,7 @@ class TokenServer:
             return 404, {}, {"detail": "not found"}
         expires = datetime.now(UTC) + timedelta(seconds=self.lifetime_s)
         token = self.issue(account, container, expires)
+        self.given.append(token)
         return 200, {}, {"msft:expiry": expires.isoformat().replace("+00:00", "Z"), "token": token}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs.support.settings import JobSettings
 from pipeline.objects import Objects
-from pipeline.signing import redact
+from pipeline.redaction import redact_values
 
 _PACKAGES = ("twinlook", "ray", "torch", "zarr", "rasterio", "stackstac", "pystac-client", "numpy", "pyarrow")
 
@@ -47,7 +47,7 @@ class RunRecord:
 
 @contextmanager
 def recorded(settings: JobSettings, *, job: str, output: str) -> Iterator[RunRecord]:
-    """Write run.json when the run starts and when it ends, however it ends.
+    """Write run.json when the run starts and when it ends, however it ends; no signature or key is in it.
 
     Args:
         settings: The whole of them are kept.
@@ -58,7 +58,7 @@ def recorded(settings: JobSettings, *, job: str, output: str) -> Iterator[RunRec
     objects = Objects.at(record.directory)
     head = {
         "job": job,
-        "command": redact(" ".join(sys.argv)),
+        "command": " ".join(sys.argv),
         "settings": settings.model_dump(mode="json"),
         "commit": code_commit(),
         "versions": {
@@ -79,7 +79,7 @@ def recorded(settings: JobSettings, *, job: str, output: str) -> Iterator[RunRec
             "results": record.results,
             "timings_s": record.timings_s,
         }
-        objects.put_json("run.json", body)
+        objects.put_json("run.json", redact_values(body))
 
     write("running", None)
     start = time.monotonic()
@@ -87,7 +87,7 @@ def recorded(settings: JobSettings, *, job: str, output: str) -> Iterator[RunRec
         yield record
     except BaseException as error:
         record.timings_s["total"] = round(time.monotonic() - start, 3)
-        write("failed", redact("".join(traceback.format_exception_only(error)).strip()))
+        write("failed", "".join(traceback.format_exception_only(error)).strip())
         raise
     record.timings_s["total"] = round(time.monotonic() - start, 3)
     write("succeeded", None)
