@@ -20,7 +20,7 @@ PROFILE = PROFILES["test"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def words(stac: str, store: Path, **more: object) -> list[str]:
+def words(stac: str, store: Path | str, **more: object) -> list[str]:
     """The command's words for the whole of the archive, unless told otherwise."""
     values = {
         "archive": stac,
@@ -36,7 +36,7 @@ def words(stac: str, store: Path, **more: object) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def built(stac: str, store: Path, **more: object) -> Version:
+def built(stac: str, store: Path | str, **more: object) -> Version:
     """The newest sealed version after running the command in this process."""
     main(parse(BuildDataset, words(stac, store, **more)))
     return latest_sealed(str(store))

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,13 @@ class Fault:
     beyond: int = 0
     """Only requests that reach this byte are answered so."""
 
+    lasts_s: float | None = None
+    """How long after the first request that is answered so all is well again; None: never."""
+
     seen: int = 0
+
+    since_s: float | None = None
+    """When the first request was answered so, by `time.monotonic`."""
 
     def strikes(self, query: str, last: int) -> bool:
         """Whether a request for bytes up to the last is hit; counts it."""
@@ -57,7 +64,11 @@ class Fault:
             return False
         self.seen += 1
         number = self.seen - self.after
-        return number > 0 and (self.times is None or number <= self.times)
+        if number <= 0 or (self.times is not None and number > self.times):
+            return False
+        if self.since_s is None:
+            self.since_s = time.monotonic()
+        return self.lasts_s is None or time.monotonic() - self.since_s < self.lasts_s
 
 
 @dataclass(frozen=True, kw_only=True)
