@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -203,6 +204,20 @@ def test_an_item_leads_to_its_pixels(tmp_path: Path) -> None:
     assert np.array_equal(pixels, make_chip(item["properties"]["twinlook:row"])["radar"])
     assert item["properties"]["datetime"].startswith("2023-07-01T10:00")
     assert item["properties"]["end_datetime"].startswith("2023-07-01T16:00")
+
+
+def test_the_readme_opens_a_store_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = make_store(tmp_path)
+    write_catalog(version)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(snippet, found)
+    row = found["row"]
+    assert row in version.written_rows(split="train")
+    np.testing.assert_array_equal(found["red"], make_chip(row)["b10"][2] * 1e-4)
+    np.testing.assert_array_equal(found["b10"][row], make_chip(row)["b10"])
+    assert len(found["items"]) == len(version.written_rows())
 
 
 def test_zarr_readers_see_nothing_of_it(tmp_path: Path) -> None:
