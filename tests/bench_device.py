@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -89,6 +90,8 @@ def batch_of(samples: int, image_px: int, device: torch.device) -> dict[str, Ten
 
 def step_of(case: Case, device: torch.device) -> Callable[[], object]:
     """One call of what the case is about."""
+    # Graphs of the models before would count against the limit of recompilations.
+    torch.compiler.reset()
     if case.what == "pretraining":
         model = CromaPretraining(case.config).to(device).train()
         optimizer, batch = build_optimizer(model), batch_of(case.batch, case.image_px, device)
@@ -134,19 +137,20 @@ def fitting(case: Case, device: torch.device, *, seconds: float = 5.0) -> tuple[
             if case.batch == 1:
                 raise
             case = replace(case, batch=case.batch // 2)
-            torch.cuda.empty_cache()
 
 
 def where_time_goes(case: Case, device: torch.device, *, rows: int = 12) -> list[tuple[str, float]]:
-    """Operations by their share of the time on the device, the largest first."""
+    """Operations (on a GPU: kernels) by their share of the time on the device, the largest first."""
     step = step_of(case, device)
     step()
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
         _timed(step, 2, device)
+    # On a GPU its kernels: the operations that start them would count the same time again.
     times = {
         event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
         for event in profiler.key_averages()
+        if event.device_type == (DeviceType.CUDA if cuda else DeviceType.CPU) and not event.is_user_annotation
     }
     total = sum(times.values())
     return sorted(((name, time_us / total) for name, time_us in times.items()), key=lambda row: -row[1])[:rows]
