@@ -33,8 +33,9 @@ lint: setup  ## ruff and mypy --strict
 bench: setup  ## measure alternatives against each other
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_pairing
-	$(BIN)/python -m tests.bench_planning 1000000 10000000
-	$(BIN)/python -m tests.bench_engine 8 8.0
+	$(BIN)/python -m tests.bench_planning 1000000 10000000 100000000
+	$(BIN)/python -m tests.bench_engine reading 4
+	$(BIN)/python -m tests.bench_engine waiting 8 8.0
 	$(BIN)/python -m tests.bench_sealing
 	$(BIN)/python -m tests.bench_reading
 	$(BIN)/python -m tests.bench_growth

@@ -52,15 +52,17 @@ def _item(sensor: Sensor, day: int) -> Item:
     )
 
 
-def planned(url: str, pairs: Sequence[Pair], *, number: int = 1, block_cells: int = 2) -> Version:
+def planned(
+    url: str, pairs: Sequence[Pair], *, number: int = 1, block_cells: int = 2, layout: Layout = LAYOUT
+) -> Version:
     """A version that waits for its chips, of a store that is made if it is not there."""
-    Store.create(url, LAYOUT)
+    Store.create(url, layout)
     version = begin(url, {"number": number}, number=number)
     planner = plan_pairs(
         pairs,
         block_cells=block_cells,
-        shard_chips=LAYOUT.shard_chips,
-        first_row=version.first_shard() * LAYOUT.shard_chips,
+        shard_chips=layout.shard_chips,
+        first_row=version.first_shard() * layout.shard_chips,
         splits=SPLITS,
     )
     version.write_planned(planner, items_table(pairs), [rejections_table([])], {"note": "made up"})
