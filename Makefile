@@ -23,7 +23,7 @@ demo: setup  ## archive -> dataset -> CROMA -> probes -> map, and a report to lo
 	$(BIN)/python -m jobs.demo out=$(OUT) archive=$(ARCHIVE)
 
 test: setup  ## all tests; what needs a server that is not there is skipped with its reason
-	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff check .
