@@ -271,3 +271,5 @@ def _chips(
             statistics.merge(own)
             by_row[row]["mean"], by_row[row]["std"] = own.moments()
             yield row, chip
+        # Not held while the next unit is made.
+        chips, chip = {}, {}

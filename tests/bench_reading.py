@@ -329,10 +329,16 @@ def peak(base: str, reader: ReaderName, folder: Path) -> None:
     store = Store.create(str(folder / "peak.zarr"), Layout())
     store.resize(256)
     statistics = BandStatistics()
-    blocks = (by_us(base, cells_at(8 * number, 0, 8), reader)[0] for number in range(4))
-    store.write_shard(
-        0, ((64 * place + n, chip) for place, chips in enumerate(blocks) for n, chip in counted(chips, statistics))
-    )
+
+    def shard() -> Iterator[tuple[int, Any]]:
+        for place in range(4):
+            chips = by_us(base, cells_at(8 * place, 0, 8), reader)[0]
+            for number, chip in counted(chips, statistics):
+                yield 64 * place + number, chip
+            chips.clear()
+            del chip
+
+    store.write_shard(0, shard())
     sys.stdout.write(f"{before:.0f} {block:.0f} {highest_rss_mib():.0f}\n")
 
 
