@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -25,6 +26,9 @@ from pipeline.store import Store, StoreError
 from pipeline.types import ChipArrays, Item
 from pipeline.verification import ShardReport, verify_shard
 from pipeline.versions import Version
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 _TASKS_PER_CPU = 32
 """Of a wave: at its end CPUs idle for about a task's half, which is then 1-2 % of the wave."""
@@ -77,7 +81,7 @@ def build_shard(
     """Read the units of one shard group, write its shard objects, then its part of the chip table.
 
     The part is written last and says "done": a task killed before leaves nothing that a reader looks at, and the
-    next run writes the same bytes again. One unit's pixels are in memory at a time.
+    next run writes the same bytes again. The pixels of two units are in memory at a time.
 
     A task whose node was cut off may work on while another does its shard. What it could not read, that one may have:
     before it writes, it looks whether its shard has become done, and then leaves everything as it is.
@@ -97,7 +101,7 @@ def build_shard(
     rows, statistics = list[LedgerRow](), BandStatistics()
     # From here on the shard is not done, whatever an earlier run has said of it.
     version.withdraw_part(shard)
-    chips = _chips(manifest, items_from_table(items), make, rows, statistics)
+    chips = made_chips(manifest, items_from_table(items), make, rows, statistics)
     try:
         hashes = Store.open(version.url).write_shard(shard, _unless_done(version, shard, chips))
     except _DoneByAnotherError as done:
@@ -248,22 +252,28 @@ def _receipt(shard: int, part: pa.Table, *, seconds: float) -> Receipt:
     return Receipt(shard=shard, **statuses, seconds=seconds)
 
 
-def _chips(
+def made_chips(
     manifest: pa.Table,
     items: Mapping[str, Item],
     make: MakeUnit,
     rows: list[LedgerRow],
     statistics: BandStatistics,
 ) -> Iterator[tuple[int, ChipArrays]]:
-    """The chips of a shard, unit by unit; appends what became of every row to `rows`, counts in `statistics`.
+    """The chips of a shard, unit by unit; the next unit is made while the chips of one are taken.
 
-    The moments of a chip come from the same count of its pixels as what it adds to the statistics.
+    Making a unit is mostly waiting for a server, and what is done with its chips is not.
+
+    Args:
+        manifest: The shard's rows.
+        items: Item id -> item, at least those that the rows name.
+        make: What makes a unit; called in a thread.
+        rows: What became of every row is appended to it.
+        statistics: Every chip is counted in it; a chip's moments come from the same count of its pixels.
     """
     units: dict[str, list[Mapping[str, Any]]] = {}
     for each in manifest.sort_by("row").to_pylist():
         units.setdefault(each["unit"], []).append(each)
-    for unit in units.values():
-        chips, unit_rows = make(unit, items)
+    for chips, unit_rows in _one_ahead(lambda unit: make(unit, items), [*units.values()]):
         rows += unit_rows
         by_row = {each["row"]: each for each in unit_rows}
         for row, chip in chips.items():
@@ -271,5 +281,15 @@ def _chips(
             statistics.merge(own)
             by_row[row]["mean"], by_row[row]["std"] = own.moments()
             yield row, chip
-        # Not held while the next unit is made.
-        chips, chip = {}, {}
+
+
+def _one_ahead(work: Callable[[A], B], inputs: Sequence[A]) -> Iterator[B]:
+    """What `work` gives for each input, in order; the next one is worked on while one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        coming = [thread.submit(work, each) for each in inputs[:1]]
+        for each in inputs[1:]:
+            result = coming.pop().result()
+            coming.append(thread.submit(work, each))
+            yield result
+        for last in coming:
+            yield last.result()
