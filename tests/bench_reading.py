@@ -12,22 +12,27 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
 import odc.stac
+import psutil
+import pyarrow as pa
 import pystac
 import rasterio
 import stackstac
@@ -39,6 +44,7 @@ from pipeline.access import DirectAccess
 from pipeline.bands import NATIVE_GROUPS, RADAR_BANDS, RESOLUTION_M, SCENE_CLASSIFICATION
 from pipeline.chips import Recipe, build_unit
 from pipeline.grid import Cell, cells_bounds
+from pipeline.ingest import by_recipe, made_chips
 from pipeline.layout import Layout
 from pipeline.radiometry import harmonise, to_centi_db
 from pipeline.reader import ReaderName, View, Window, reader_named
@@ -50,7 +56,13 @@ from tests.full_size_scenes import EPSG, LEFT, TOP, items, write_scenes
 
 SIDE_M = 2640
 LATENCY_MS = 40
-ROUNDS = {8: 5, 4: 4}
+ROUNDS = {8: 4, 4: 4}
+BLOCKS = 2
+"""Read one after another by each process in a round."""
+
+CPUS = os.cpu_count() or 1
+_SCRATCH = Path(tempfile.gettempdir()) / "twinlook-bench-stores"
+
 THREADS = 16
 GROUPS: tuple[tuple[int, str, tuple[str, ...]], ...] = (
     (10, "uint16", NATIVE_GROUPS["b10"]),
@@ -86,6 +98,11 @@ class Server:
         self.process.stdin.flush()
         answer: dict[str, int] = json.loads(self.process.stdout.readline())
         return answer
+
+    def cpu_seconds(self) -> float:
+        """Used by the server so far."""
+        used = psutil.Process(self.process.pid).cpu_times()
+        return used.user + used.system
 
     def fresh(self) -> str:
         """A base URL that nobody has read from."""
@@ -175,21 +192,21 @@ def by_odc(base: str, bounds: Bounds) -> list[NDArray[Any]]:
     return read
 
 
-def by_us(base: str, cells: Sequence[Cell], reader: ReaderName) -> tuple[dict[int, Any], list[dict[str, Any]]]:
-    """Chips as the build makes them, and their ledger: read, harmonised, screened, cut."""
-    rows = [
+def rows_of(blocks: Sequence[Sequence[Cell]]) -> list[dict[str, Any]]:
+    """Rows of a manifest: a unit for each block."""
+    places = [(block, cell) for block, cells in enumerate(blocks) for cell in cells]
+    return [
         {
             "row": number,
             "cell": cell.id,
             "pair": "pair",
-            "unit": "unit",
+            "unit": f"unit-{block}",
             "split": "train",
             "optical_items": ["S2"],
             "radar_items": ["S1"],
         }
-        for number, cell in enumerate(cells)
+        for number, (block, cell) in enumerate(places)
     ]
-    return build_unit(rows, items(base), recipe(reader))
 
 
 def recipe(reader: ReaderName) -> Recipe:
@@ -208,28 +225,38 @@ def pixels_only(base: str, cells: Sequence[Cell], reader: ReaderName) -> None:
     asked.pixels([view], classes=classes)
 
 
-def whole_job(base: str, cells: Sequence[Cell], reader: ReaderName, folder: Path) -> None:
-    """Read, screened, counted, encoded and written."""
-    chips, _ = by_us(base, cells, reader)
-    assert len(chips) == len(cells)
-    write(chips, folder)
+def whole_job(base: str, blocks: Sequence[Sequence[Cell]], reader: ReaderName, folder: Path) -> None:
+    """A shard as a task builds it: read, screened, counted, encoded and written."""
+    rows, made = rows_of(blocks), by_recipe(recipe(reader))
+    ledger = list[dict[str, Any]]()
+    store = Store.create(str(folder / f"{next(_RUN)}.zarr"), Layout(shard_chips=len(rows)))
+    store.resize(len(rows))
+    store.write_shard(0, made_chips(pa.Table.from_pylist(rows), items(base), made, ledger, BandStatistics()))
+    assert [row["status"] for row in ledger] == ["written"] * len(rows)
 
 
-def whole_job_of_peers(base: str, cells: Sequence[Cell], folder: Path) -> None:
-    """The same store, but everything read by plain stackstac, block by block."""
-    own, bounds = items(base), cells_bounds(cells)
+def whole_job_of_peers(base: str, blocks: Sequence[Sequence[Cell]], folder: Path) -> None:
+    """The same shard, but everything read by plain stackstac, block after block."""
+    num_chips = sum(map(len, blocks))
+    store = Store.create(str(folder / f"{next(_RUN)}.zarr"), Layout(shard_chips=num_chips))
+    store.resize(num_chips)
+    store.write_shard(0, enumerate(chip for cells in blocks for chip in chips_of_peers(base, cells)))
+
+
+def chips_of_peers(base: str, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Read, screened and counted."""
+    offset_dn, bounds, rules = items(base)["S2"].offset_dn, cells_bounds(cells), recipe("stackstac").screen
     b10, b20, b60, scl, gamma0 = by_stackstac(base, bounds)
-    offset_dn = own["S2"].offset_dn
     optical = {n: harmonise(a, offset_dn=offset_dn) for n, a in (("b10", b10), ("b20", b20), ("b60", b60))}
     arrays = {**optical, "scl": scl[0], "radar": to_centi_db(gamma0)}
-    rules = recipe("stackstac").screen
-    chips: dict[int, Any] = {}
-    for number, cell in enumerate(cells):
+    statistics = BandStatistics()
+    for cell in cells:
         chip = {name: np.ascontiguousarray(cut(array, name, bounds, cell)) for name, array in arrays.items()}
-        if not screen_chip(chip, screen_classes(chip["scl"], rules), rules).reason:
-            chips[number] = chip
-    assert len(chips) == len(cells)
-    write(chips, folder)
+        assert not screen_chip(chip, screen_classes(chip["scl"], rules), rules).reason
+        own = BandStatistics.of(chip)
+        statistics.merge(own)
+        own.moments()
+        yield chip
 
 
 def cut(array: NDArray[Any], name: str, bounds: Bounds, cell: Cell) -> NDArray[Any]:
@@ -241,77 +268,85 @@ def cut(array: NDArray[Any], name: str, bounds: Bounds, cell: Cell) -> NDArray[A
     return array[..., row : row + side, column : column + side]
 
 
-def write(chips: Mapping[int, Any], folder: Path) -> None:
-    """Into a store of its own."""
-    store = Store.create(str(folder / f"{next(_RUN)}.zarr"), Layout(shard_chips=64))
-    store.resize(64)
-    statistics = BandStatistics()
-    store.write_shard(0, counted(chips, statistics))
+Blocks = Sequence[Sequence[Cell]]
 
 
-def counted(chips: Mapping[int, Any], statistics: BandStatistics) -> Iterator[tuple[int, Any]]:
-    """The chips, counted on their way."""
-    for number, chip in chips.items():
-        statistics.merge(BandStatistics.of(chip))
-        yield number, chip
+def ways_of(bases: Iterator[str], folder: Path) -> dict[str, Callable[[Blocks], object]]:
+    """Name -> reading of blocks of cells, one after another, from URLs never read before."""
 
+    def each(read: Callable[[str, Sequence[Cell]], object]) -> Callable[[Blocks], object]:
+        return lambda blocks: [read(next(bases), cells) for cells in blocks]
 
-def ways_of(server: Server, folder: Path) -> dict[str, Callable[[Sequence[Cell]], object]]:
-    """Name -> reading of a block of cells, from URLs never read before."""
     return {
-        "stackstac, block": lambda cells: by_stackstac(server.fresh(), cells_bounds(cells)),
-        "stackstac, block, all at 10 m": lambda cells: by_stackstac(server.fresh(), cells_bounds(cells), (10,)),
-        "odc-stac, block": lambda cells: by_odc(server.fresh(), cells_bounds(cells)),
-        "twinlook, stackstac": lambda cells: pixels_only(server.fresh(), cells, "stackstac"),
-        "twinlook, window": lambda cells: pixels_only(server.fresh(), cells, "window"),
-        "whole job, plain stackstac": lambda cells: whole_job_of_peers(server.fresh(), cells, folder),
-        "whole job, stackstac": lambda cells: whole_job(server.fresh(), cells, "stackstac", folder),
-        "whole job, window": lambda cells: whole_job(server.fresh(), cells, "window", folder),
+        "stackstac, block": each(lambda base, cells: by_stackstac(base, cells_bounds(cells))),
+        "stackstac, block, all at 10 m": each(lambda base, cells: by_stackstac(base, cells_bounds(cells), (10,))),
+        "odc-stac, block": each(lambda base, cells: by_odc(base, cells_bounds(cells))),
+        "twinlook, stackstac": each(lambda base, cells: pixels_only(base, cells, "stackstac")),
+        "twinlook, window": each(lambda base, cells: pixels_only(base, cells, "window")),
+        "whole job, plain stackstac": lambda blocks: whole_job_of_peers(next(bases), blocks, folder),
+        "whole job, stackstac": lambda blocks: whole_job(next(bases), blocks, "stackstac", folder),
+        "whole job, window": lambda blocks: whole_job(next(bases), blocks, "window", folder),
     }
 
 
-def measure(server: Server, way: Callable[[Sequence[Cell]], object], cells: Sequence[Cell]) -> dict[str, float]:
-    """Per chip."""
+def run(name: str, bases: Sequence[str], blocks: Blocks, folder: Path) -> float:
+    """Read blocks in one way, in a process of the pool; processor seconds that it took."""
+    busy = time.process_time()
+    ways_of(iter(bases), folder)[name](blocks)
+    return time.process_time() - busy
+
+
+def measure(server: Server, pool: ProcessPoolExecutor, name: str, lots: Sequence[Blocks]) -> dict[str, float]:
+    """Per chip, of as many processes at a time as there are CPUs, which is how a node builds; and of the server."""
+    num_chips = sum(len(cells) for blocks in lots for cells in blocks)
+    folder = Path(tempfile.mkdtemp(dir=_SCRATCH))
+    tasks = [(name, [server.fresh() for _ in blocks], blocks, folder / str(lot)) for lot, blocks in enumerate(lots)]
     server.asked()
-    start, busy = time.perf_counter(), time.process_time()
-    way(cells)
-    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    of_server = server.cpu_seconds()
+    start = time.perf_counter()
+    busy = sum(pool.map(run, *zip(*tasks, strict=True)))
+    seconds = time.perf_counter() - start
+    of_server = server.cpu_seconds() - of_server
     asked = server.asked()
+    shutil.rmtree(folder)
     return {
-        "ms": 1000 * seconds / len(cells),
-        "CPU ms": 1000 * busy / len(cells),
-        "requests": asked["requests"] / len(cells),
-        "MB": asked["bytes"] / 1e6 / len(cells),
+        "ms": 1000 * seconds / num_chips,
+        "CPU ms": 1000 * busy / num_chips,
+        "server CPU ms": 1000 * of_server / num_chips,
+        "requests": asked["requests"] / num_chips,
+        "MB": asked["bytes"] / 1e6 / num_chips,
     }
 
 
-def table(server: Server, folder: Path, side: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians by way; the ways take turns, each round at another place, in another order."""
+def table(server: Server, pool: ProcessPoolExecutor, side: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Medians by way; the ways take turns, each round at other places, in another order."""
     seen: dict[str, list[dict[str, float]]] = defaultdict(list)
     rng = np.random.default_rng(0)
-    ways = ways_of(server, folder)
+    names = list(ways_of(iter(()), _SCRATCH))
     for number in range(rounds):
-        cells = cells_at(3 * number, 5 * number, side)
-        for name in rng.permutation(list(ways)):
-            seen[name].append(measure(server, ways[name], cells))
+        lots = [
+            [cells_at(2 * number + side * place, 3 * number + side * lot, side) for place in range(BLOCKS)]
+            for lot in range(CPUS)
+        ]
+        for name in rng.permutation(names):
+            seen[name].append(measure(server, pool, str(name), lots))
     if side == max(ROUNDS):
         # One chip at a time, as is plain: a few say enough.
         for cell in cells_at(1, 1, 2):
-            one = measure(server, lambda cells: by_stackstac(server.fresh(), cells_bounds(cells)), [cell])
-            seen["stackstac, chip by chip"].append(one)
+            seen["stackstac, chip by chip"].append(measure(server, pool, "stackstac, block", [[[cell]]]))
     return {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in seen.items()}
 
 
 def show(side: int, rows: dict[str, dict[str, float]]) -> None:
     """A table in Markdown."""
-    base, job = rows["twinlook, window"]["ms"], rows["whole job, window"]["ms"]
-    sys.stdout.write(f"\n| blocks of {side} x {side} | chips/s | CPU ms | requests | MB | time against window |\n")
-    sys.stdout.write("|---|---|---|---|---|---|\n")
+    sys.stdout.write(f"\n| {side} x {side} cells | chips/s | CPU ms | of the server | requests | MB | time | CPU |\n")
+    sys.stdout.write("|---|---|---|---|---|---|---|---|\n")
     for name, row in rows.items():
-        ratio = row["ms"] / (job if name.startswith("whole job") else base)
+        base = rows["whole job, window" if name.startswith("whole job") else "twinlook, window"]
         sys.stdout.write(
-            f"| {name} | {1000 / row['ms']:.1f} | {row['CPU ms']:.1f} | {row['requests']:.2f} | {row['MB']:.2f} "
-            f"| {ratio:.2f} |\n"
+            f"| {name} | {1000 / row['ms']:.1f} | {row['CPU ms']:.1f} | {row['server CPU ms']:.1f} "
+            f"| {row['requests']:.2f} | {row['MB']:.2f} | {row['ms'] / base['ms']:.2f} "
+            f"| {row['CPU ms'] / base['CPU ms']:.2f} |\n"
         )
 
 
@@ -324,39 +359,34 @@ def highest_rss_mib() -> float:
 def peak(base: str, reader: ReaderName, folder: Path) -> None:
     """Make the chips of one block of 8 x 8, then a whole shard of four; print the most memory held after each."""
     before = highest_rss_mib()
-    by_us(base, cells_at(0, 0, 8), reader)
+    build_unit(rows_of([cells_at(0, 0, 8)]), items(base), recipe(reader))
     block = highest_rss_mib()
-    store = Store.create(str(folder / "peak.zarr"), Layout())
-    store.resize(256)
-    statistics = BandStatistics()
-
-    def shard() -> Iterator[tuple[int, Any]]:
-        for place in range(4):
-            chips = by_us(base, cells_at(8 * place, 0, 8), reader)[0]
-            for number, chip in counted(chips, statistics):
-                yield 64 * place + number, chip
-            chips.clear()
-            del chip
-
-    store.write_shard(0, shard())
+    whole_job(base, [cells_at(8 * place, 0, 8) for place in range(4)], reader, folder)
     sys.stdout.write(f"{before:.0f} {block:.0f} {highest_rss_mib():.0f}\n")
+
+
+def settle() -> None:
+    """What a process needs before it reads."""
+    os.environ.update(GDAL)
+    odc.stac.configure_rio(cloud_defaults=True, GDAL_HTTP_MAX_RETRY="4", GDAL_HTTP_RETRY_DELAY="0.5")
 
 
 def main() -> None:
     """Measure and print tables."""
     scenes = Path(tempfile.gettempdir()) / "twinlook-bench-reading"
     write_scenes(scenes)
-    os.environ.update(GDAL)
-    odc.stac.configure_rio(cloud_defaults=True, GDAL_HTTP_MAX_RETRY="4", GDAL_HTTP_RETRY_DELAY="0.5")
-    with serving(scenes) as server, tempfile.TemporaryDirectory() as folder:
+    _SCRATCH.mkdir(exist_ok=True)
+    with serving(scenes) as server, ProcessPoolExecutor(CPUS, get_context("spawn"), initializer=settle) as pool:
         for side, rounds in ROUNDS.items():
-            show(side, table(server, Path(folder), side, rounds))
+            show(side, table(server, pool, side, rounds))
         sys.stdout.write(f"\nload {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
         for reader in ("window", "stackstac"):
-            command = [sys.executable, "-m", "tests.bench_reading", "peak", server.fresh(), reader, folder]
+            alone = [sys.executable, "-m", "tests.bench_reading", "peak"]
+            command = [*alone, server.fresh(), reader, str(_SCRATCH / reader)]
             ran = subprocess.run(command, check=True, capture_output=True, text=True)
             before, block, shard = ran.stdout.split()
             sys.stdout.write(f"peak MiB, {reader}: {before} before reading, {block} a block, {shard} a shard of 256\n")
+    shutil.rmtree(_SCRATCH)
 
 
 if __name__ == "__main__":
