@@ -107,14 +107,8 @@ def _jobs(settings: Demo, outputs: DemoOutputs, place: Place) -> dict[str, dict[
         "pretrain": {
             "store": outputs.store,
             "out": outputs.run,
-            "size": "tiny",
-            # Two CPUs have a few minutes: small crops, which the model then reads larger images with as well.
-            "crop_px": 72,
-            "crops_per_chip": 6,
-            "epochs": 14 if settings.profile == "demo" else 1,
-            "global_batch": 64 if settings.profile == "demo" else 4,
-            "num_workers": 2,
-            "learning_rate": 5e-4,
+            "preset": "tiny-demo",
+            **({} if settings.profile == "demo" else {"epochs": 1, "global_batch": 4}),
             "seed": settings.seed,
         },
         "evaluate": {

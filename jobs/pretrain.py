@@ -4,7 +4,7 @@ Run the same command again to go on where it stopped.
 
 Example:
     ray job submit --working-dir . -- python jobs/pretrain.py \
-        store=s3://bucket/chips.zarr out=s3://bucket/runs/base size=base epochs=300 global_batch=7200 num_workers=8
+        store=s3://bucket/chips.zarr out=s3://bucket/runs/base preset=croma-base-ssl4eo num_workers=16
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from jobs.support.encoder import check_units
 from jobs.support.job import JobError, connect, run_job
 from jobs.support.model_files import WEIGHTS_FILE
+from jobs.support.presets import PresetName, with_preset
 from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exported, say_plan, window_px
 from jobs.support.run_record import recorded
 from jobs.support.settings import Group, JobSettings
@@ -70,6 +71,10 @@ class Pretrain(JobSettings):
     out: str
     """Directory of the run: checkpoints, losses and model.safetensors; on a cluster a shared file system or an object
     store."""
+
+    preset: PresetName | None = None
+    """Named settings, which others that are given go before: what is known of the paper's recipe, or a few minutes on two
+    CPUs. jobs/support/presets.py says what is known and what is not; --print-config shows the values."""
 
     size: Literal["tiny", "base", "large"] = "base"
     """Size of the model."""
@@ -152,6 +157,11 @@ class Pretrain(JobSettings):
     seed: int = 0
     """Decides weights, order, crops, masks, flips and turns."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        return with_preset(given) if isinstance(given, dict) else given
+
 
 def main(settings: Pretrain) -> None:
     """Plan, train or go on, export the weights."""
@@ -231,7 +241,7 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
 def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
     how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints"}
-    elsewhere = {"dry_run", "ray_address", "run_dir", "out", "recompute_activations", "compile", *how}
+    elsewhere = {"dry_run", "ray_address", "run_dir", "out", "preset", "recompute_activations", "compile", *how}
     request: dict[str, Any] = {**settings.model_dump(mode="json", exclude=elsewhere), "version": version.number}
     try:
         out.put_json("request.json", request, create=True)
