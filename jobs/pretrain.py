@@ -23,6 +23,7 @@ from jobs.support.presets import PresetName, with_preset
 from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exported, say_plan, window_px
 from jobs.support.run_record import recorded
 from jobs.support.settings import Group, JobSettings
+from jobs.support.training_estimate import Assumptions, say_estimate
 from model.normalisation import SSL4EO_S12
 from pipeline.canonical import differences
 from pipeline.feed import Feed, num_samples
@@ -73,7 +74,7 @@ class Pretrain(JobSettings):
     store."""
 
     preset: PresetName | None = None
-    """Named settings, which others that are given go before: what is known of the paper's recipe, or a few minutes on two
+    """Named settings, over which others that are given go: what is known of the paper's recipe, or minutes on two
     CPUs. jobs/support/presets.py says what is known and what is not; --print-config shows the values."""
 
     size: Literal["tiny", "base", "large"] = "base"
@@ -157,6 +158,9 @@ class Pretrain(JobSettings):
     seed: int = 0
     """Decides weights, order, crops, masks, flips and turns."""
 
+    assume: Assumptions = Assumptions()
+    """What a dry run reckons with."""
+
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
@@ -183,6 +187,7 @@ def main(settings: Pretrain) -> None:
     plan = _plan(settings, version)
     if settings.dry_run:
         say_plan(plan)
+        say_estimate(plan)
         return
     with recorded(settings, job="pretrain", output=settings.out) as record:
         out = Objects.at(settings.out)
@@ -241,7 +246,17 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
 def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
     how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints"}
-    elsewhere = {"dry_run", "ray_address", "run_dir", "out", "preset", "recompute_activations", "compile", *how}
+    elsewhere = {
+        "dry_run",
+        "ray_address",
+        "run_dir",
+        "out",
+        "preset",
+        "assume",
+        "recompute_activations",
+        "compile",
+        *how,
+    }
     request: dict[str, Any] = {**settings.model_dump(mode="json", exclude=elsewhere), "version": version.number}
     try:
         out.put_json("request.json", request, create=True)

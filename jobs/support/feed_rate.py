@@ -1,0 +1,71 @@
+"""How fast a store gives what training needs, tried on a shard or two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.epochs import Window
+from pipeline.feed import MODEL_ARRAYS, Feed, cut_batches
+from pipeline.objects import concurrently
+from pipeline.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedRate:
+    """What was measured."""
+
+    shards: int
+    """That were read."""
+
+    num_bytes: int
+    """Of their objects."""
+
+    chip_bytes: int
+    """Read for each chip that is trained on: whole objects, with the chips of other splits in them."""
+
+    bytes_per_s: float
+    """Whole objects, one shard after the other, its arrays at once."""
+
+    samples_per_s: float
+    """One process that reads, decodes and crops; the objects are read a second time for it."""
+
+
+def measure_feed(feed: Feed, rows: NDArray[np.int64], *, shards: int = 2) -> FeedRate:
+    """Read some shards of a store, evenly from first to last, as training would.
+
+    Args:
+        feed: What is fed.
+        rows: Rows that hold chips, ascending.
+        shards: How many to read at the most.
+    """
+    store = Store.open(feed.url)
+    groups = np.split(rows, np.flatnonzero(np.diff(rows // store.layout.shard_chips)) + 1)
+    chosen = [groups[at] for at in sorted({round(at) for at in np.linspace(0, len(groups) - 1, shards)})]
+    start = time.perf_counter()
+    sizes = [_fetch(store, int(group[0]) // store.layout.shard_chips) for group in chosen]
+    fetched = time.perf_counter()
+    samples = sum(_cut(store, group, feed) for group in chosen)
+    cut = time.perf_counter()
+    chips = sum(len(group) for group in chosen)
+    return FeedRate(
+        shards=len(chosen),
+        num_bytes=sum(sizes),
+        chip_bytes=round(sum(sizes) / chips),
+        bytes_per_s=sum(sizes) / (fetched - start),
+        samples_per_s=samples / (cut - fetched),
+    )
+
+
+def _fetch(store: Store, shard: int) -> int:
+    names: Sequence[str] = [name for name in store.layout.arrays() if name in MODEL_ARRAYS]
+    return sum(concurrently(lambda name: len(store.objects.view(store.shard_key(name, shard))), names))
+
+
+def _cut(store: Store, rows: NDArray[np.int64], feed: Feed) -> int:
+    window = Window(number=0, rows=rows)
+    return sum(len(batch["row"]) for batch in cut_batches(store, window, feed=feed, epoch=0))
