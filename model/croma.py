@@ -300,11 +300,7 @@ class CromaPretraining(nn.Module):
         """Mean squared errors of the hidden optical and of the hidden radar patches."""
         patch_px = self.config.patch_px
         rows, columns = optical.shape[-2] // patch_px, optical.shape[-1] // patch_px
-        cross_bias = self.croma.distance_bias(visible.radar_at, visible.optical_at)
-        self_bias = visible.radar_bias if self.objective.joint_self_bias == "radar" else cross_bias
-        joint, _ = self.croma.joint_encoder(visible.radar, visible.optical, self_bias, cross_bias)
-        # The joint tokens are radar tokens: they go back to where the radar mask took them from.
-        predicted = self.decoder(joint, masks.radar, rows, columns)
+        predicted = self.predict(visible, masks, rows, columns)
 
         split = OPTICAL_CHANNELS * patch_px**2
         if self.objective.target_statistics == "shared":
@@ -317,3 +313,12 @@ class CromaPretraining(nn.Module):
             reconstruction_loss(predicted[..., :split], targets[0], removed(masks.optical, num_patches)),
             reconstruction_loss(predicted[..., split:], targets[1], removed(masks.radar, num_patches)),
         )
+
+    def predict(self, visible: Visible, masks: Masks, rows: int, columns: int) -> Tensor:
+        """Every patch from what is visible: (B, N, V), optical values before radar, each patch standardised."""
+        cross_bias = self.croma.distance_bias(visible.radar_at, visible.optical_at)
+        self_bias = visible.radar_bias if self.objective.joint_self_bias == "radar" else cross_bias
+        joint, _ = self.croma.joint_encoder(visible.radar, visible.optical, self_bias, cross_bias)
+        # The joint tokens are radar tokens: they go back to where the radar mask took them from.
+        predicted: Tensor = self.decoder(joint, masks.radar, rows, columns)
+        return predicted
