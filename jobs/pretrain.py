@@ -24,6 +24,7 @@ from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exporte
 from jobs.support.run_record import recorded
 from jobs.support.settings import Group, JobSettings
 from jobs.support.training_estimate import Assumptions, say_estimate
+from jobs.support.training_report import REPORT_FILE, REQUEST_FILE, write_training_report
 from model.normalisation import SSL4EO_S12
 from pipeline.canonical import differences
 from pipeline.feed import Feed, num_samples
@@ -70,8 +71,8 @@ class Pretrain(JobSettings):
     """Sealed version of the store; unset: the newest."""
 
     out: str
-    """Directory of the run: checkpoints, losses and model.safetensors; on a cluster a shared file system or an object
-    store."""
+    """Directory of the run: checkpoints, losses, report.html, model.safetensors; on a cluster a shared file system or
+    an object store."""
 
     preset: PresetName | None = None
     """Named settings, over which others that are given go: what is known of the paper's recipe, or minutes on two
@@ -168,7 +169,7 @@ class Pretrain(JobSettings):
 
 
 def main(settings: Pretrain) -> None:
-    """Plan, train or go on, export the weights."""
+    """Plan, train or go on, export the weights, write the page."""
     version = Version(settings.store, settings.version) if settings.version else latest_sealed(settings.store)
     if version.state != "sealed":
         raise JobError(f"{version.name} is {version.state}: build it to the end first")
@@ -196,6 +197,8 @@ def main(settings: Pretrain) -> None:
         if is_exported(out):
             log.info("%s holds a trained model already: nothing to do", settings.out)
             record.results["reused"] = True
+            if not out.exists(REPORT_FILE):
+                record.outputs["report"] = write_training_report(out)
             return
         say_plan(plan)
         connect(settings)
@@ -204,6 +207,7 @@ def main(settings: Pretrain) -> None:
             result = fit(plan, out)
         with record.stage("export"):
             digest = export_model(result.checkpoint, plan, out)
+            record.outputs["report"] = write_training_report(out)
         record.outputs["model"] = {"url": f"{settings.out.rstrip('/')}/{WEIGHTS_FILE}", "sha256": digest}
         record.results.update(result.metrics or {}, reused=False)
         log.info("trained: %s/%s (%s)", settings.out.rstrip("/"), WEIGHTS_FILE, digest[:12])
@@ -259,9 +263,9 @@ def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
     }
     request: dict[str, Any] = {**settings.model_dump(mode="json", exclude=elsewhere), "version": version.number}
     try:
-        out.put_json("request.json", request, create=True)
+        out.put_json(REQUEST_FILE, request, create=True)
     except FileExistsError:
-        changed = list(differences(out.get_json("request.json"), request))
+        changed = list(differences(out.get_json(REQUEST_FILE), request))
         if changed:
             raise JobError(f"{settings.out} holds another run: {'; '.join(changed)}; give another out") from None
 

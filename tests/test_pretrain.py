@@ -55,6 +55,8 @@ def test_two_workers_train_and_the_same_command_goes_on(store: Path, tmp_path: P
     seen = [step["samples"] for step in steps]
     assert seen == [4 * (n + 1) for n in range(len(steps))]
     assert {step["epoch"] for step in steps} == {0, 1}
+    assert all(1 <= step["shards"] <= 2 for step in steps)
+    assert "Chips of the test split" in (out / "report.html").read_text()
     with (out / "model.safetensors").open("rb") as file:
         croma, normalisation = restore(load(file))
     assert normalisation.source.startswith("training chips of")

@@ -25,7 +25,7 @@ INK, ACCENT, SECOND, THIRD, FAINT = "#1d2b33", "#0b7a75", "#d1495b", "#edae49", 
 
 _MAP_COLOURS = LinearSegmentedColormap.from_list("chips", ["#cfe8e6", "#54b0a8", "#0b7a75", "#063f4a"])
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.edgecolor": FAINT,
@@ -41,7 +41,7 @@ _STYLE: dict[Any, Any] = {
 
 def coverage(counts: Mapping[Cell, int], empty: Sequence[Cell]) -> bytes:
     """Map of the cells: shaded by how many chips each has, outlined where it has none."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
         axes = figure.add_subplot()
         if empty:
@@ -55,7 +55,7 @@ def coverage(counts: Mapping[Cell, int], empty: Sequence[Cell]) -> bytes:
         axes.set_xlabel("longitude, °")
         axes.set_ylabel("latitude, °")
         figure.colorbar(shaded, label="chips per cell", shrink=0.8)
-        return _png(figure)
+        return as_png(figure)
 
 
 def coverage_map(
@@ -71,7 +71,7 @@ def coverage_map(
     corners = corners.copy()
     middle = unrolled(centres(corners)[:, 0])
     corners[:, :, 0] += (middle - corners[:, :, 0].mean(axis=1))[:, None]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         west, east = float(corners[:, :, 0].min()), float(corners[:, :, 0].max())
         south, north = float(corners[:, :, 1].min()), float(corners[:, :, 1].max())
         stretch = 1 / np.cos(np.radians((south + north) / 2))
@@ -90,7 +90,7 @@ def coverage_map(
         axes.set_ylabel("latitude, °")
         if shaded is not None:
             figure.colorbar(shaded, label=what, shrink=0.85, pad=0.02, ticks=MaxNLocator(integer=True))
-        return _png(figure)
+        return as_png(figure)
 
 
 def _outlined(axes: Axes, corners: NDArray[np.float64], chips: NDArray[np.integer[Any]]) -> ScalarMappable | None:
@@ -134,7 +134,7 @@ def _binned(
 
 def histogram_days(dt_s: Sequence[int]) -> bytes:
     """How far apart the two looks are; radar after optical is positive."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 2.6), layout="constrained")
         axes = figure.add_subplot()
         days = np.asarray(dt_s) / 86400
@@ -142,12 +142,12 @@ def histogram_days(dt_s: Sequence[int]) -> bytes:
         axes.hist(days, bins=np.linspace(-reach, reach, 25).tolist(), color=ACCENT)
         axes.set_xlabel("radar after optical, days")
         axes.set_ylabel("chips")
-        return _png(figure)
+        return as_png(figure)
 
 
 def loss_curves(steps: Sequence[Mapping[str, float]]) -> bytes:
     """Both objectives against samples seen, with the learning rate's shape behind them."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 2.8), layout="constrained")
         seen = [step["samples"] for step in steps]
         left, right = figure.subplots(1, 2)
@@ -163,13 +163,13 @@ def loss_curves(steps: Sequence[Mapping[str, float]]) -> bytes:
         right.legend(frameon=False)
         for axes in (left, right):
             axes.set_xlabel("samples seen")
-        return _png(figure)
+        return as_png(figure)
 
 
 def chip_gallery(chips: Sequence[tuple[str, ChipArrays]], *, label: str | None = None) -> bytes:
     """Chips in columns: optical above radar, and the label below where there is one."""
     rows = 3 if label else 2
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.75 * len(chips), 1.85 * rows), layout="constrained")
         grid = figure.subplots(rows, len(chips), squeeze=False)
         for column, (title, chip) in enumerate(chips):
@@ -180,14 +180,15 @@ def chip_gallery(chips: Sequence[tuple[str, ChipArrays]], *, label: str | None =
                 grid[2][column].imshow(label_colour(chip[label]), interpolation="nearest")
         for axes in grid.flat:
             axes.set_axis_off()
-        return _png(figure)
+        return as_png(figure)
 
 
 def _outlines(cells: Sequence[Cell]) -> list[NDArray[np.float64]]:
     return [np.asarray(cell.footprint.exterior.coords) for cell in cells]
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """A figure as it goes into a page."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     return content.getvalue()

@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from jobs.support.encoder import radar_unit
 from jobs.support.model_files import ITEM_FILE, WEIGHTS_FILE, write_model
 from jobs.support.training_loop import CHECKPOINT_FILE, train_worker
+from jobs.support.training_report import ReportWriter
 from model import pretrained
 from model.normalisation import RADAR_UNIT, SSL4EO_S12, Normalisation, from_statistics
 from pipeline.chip_table import WRITTEN
@@ -89,6 +90,8 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             "compile": settings["compile"],
             "report_every_epochs": settings["report_every_epochs"],
             "threads": None if use_gpu else 1,
+            "shard_chips": Store.open(feed.url).layout.shard_chips,
+            "looks": _looks_plan(plan, out),
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -101,6 +104,7 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             storage_path=out.url,
             failure_config=FailureConfig(max_failures=settings["max_failures"]),
             checkpoint_config=CheckpointConfig(num_to_keep=settings["keep_checkpoints"]),
+            callbacks=[ReportWriter(out)],  # type: ignore[list-item]  # typed as Tune's
         ),
         datasets={"train": train_data},
     )
@@ -117,6 +121,13 @@ def _step_settings(settings: Mapping[str, Any], *, bfloat16: bool) -> dict[str, 
         "bfloat16": bfloat16,
         **(scaled if settings["scale_augmentation"] else {}),
     }
+
+
+def _looks_plan(plan: TrainingPlan, out: Objects) -> dict[str, Any]:
+    """Of `jobs.support.training_looks.Looks`."""
+    named = ("crop_px", "seed", "mask_fraction", "shared_masks")
+    chips = {"out": out.url, "store": plan.feed.url, "version": plan.feed.version}
+    return {**chips, **{name: plan.settings[name] for name in named}}
 
 
 def window_px(settings: Mapping[str, Any]) -> int:

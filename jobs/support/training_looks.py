@@ -26,7 +26,7 @@ from model.normalisation import Normalisation
 from model.preprocessing import CENTI_DB, NATIVE_GROUPS, prepare
 from model.randomness import sample_keys
 from model.reconstruction import completed, hidden_pixels
-from pipeline.feed import MODEL_ARRAYS
+from pipeline.feed import MODEL_ARRAYS, whole_batches
 from pipeline.objects import Objects
 from pipeline.store import Store
 from pipeline.versions import Version
@@ -98,8 +98,9 @@ def held_out(plan: Mapping[str, Any]) -> HeldOut:
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, _MOST_CHIPS).round().astype(int))]
     step_px, crop_px = store.layout.window_step_px, plan["crop_px"]
     corner_px = (store.layout.side_px - crop_px) // 2 // step_px * step_px
-    chips = [store.read_window(row, corner_px, corner_px, crop_px) for row in chosen.tolist()]
-    batch = {name: np.stack([chip[name] for chip in chips]) for name in MODEL_ARRAYS}
+    (chips,) = whole_batches(store, chosen, arrays=MODEL_ARRAYS, batch_size=len(chosen))
+    specs = store.layout.arrays()
+    batch = {name: specs[name].window(chips[name], corner_px, corner_px, crop_px).copy() for name in MODEL_ARRAYS}
     return HeldOut(split=split, rows=chosen, batch=batch)
 
 
@@ -194,9 +195,9 @@ def _nearest(scores: NDArray[np.float32], rows: NDArray[np.int64], shown: set[in
     """For some chips the nearest of the other sensor, best first; all their places go into `shown`."""
     found = []
     for at in _evenly(len(rows), _QUERIES):
-        best = np.argsort(-scores[at], kind="stable")[:_NEAREST].tolist()
+        order = np.argsort(-scores[at], kind="stable").tolist()
+        best, place = order[:_NEAREST], order.index(at) + 1
         shown.update([at, *best])
-        place = int((scores[at] > scores[at, at]).sum()) + 1
         nearest = [{"row": int(rows[each]), "similarity": round(float(scores[at, each]), 3)} for each in best]
         found.append({"row": int(rows[at]), "place_of_partner": place, "nearest": nearest})
     return found

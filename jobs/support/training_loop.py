@@ -16,6 +16,8 @@ from ray.train.torch import get_device, prepare_model
 from torch import distributed
 
 from jobs.support.job import log_to_stderr
+from jobs.support.training_looks import Looks
+from jobs.support.waiting import probable_cause
 from model.croma import CONFIGS, CromaPretraining, Objective
 from model.normalisation import Normalisation
 from model.pretrained import load, load_weights, restore_pretraining, save, to_checkpoint
@@ -33,9 +35,9 @@ def train_worker(plan: dict[str, Any]) -> None:
 
     Args:
         plan: Plain values: size, epochs, global_batch, num_samples (per epoch), peak_learning_rate, warmup_fraction,
-            weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads, losses_url; where they
-            differ from the defaults, objective (of `Objective`), recompute (activation checkpointing) and compile (a
-            backend of torch.compile, or off).
+            weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads, losses_url,
+            shard_chips (of the store), looks (of `Looks`); where they differ from the defaults, objective (of
+            `Objective`), recompute (activation checkpointing) and compile (a backend of torch.compile, or off).
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -56,6 +58,7 @@ def train_worker(plan: dict[str, Any]) -> None:
     total = plan["epochs"] * plan["num_samples"]
     step_settings = StepSettings(**plan["step"])
     model.train()
+    looks = Looks(plan["looks"])
     steps: list[dict[str, float]] = []
     for epoch in range(first_epoch, plan["epochs"]):
         for batch, waited_s in _batches(plan["global_batch"] // world):
@@ -76,11 +79,15 @@ def train_worker(plan: dict[str, Any]) -> None:
                 learning_rate=rate,
             )
             samples_seen += plan["global_batch"]
+            shards = (batch["row"] // plan["shard_chips"]).unique().numel()
             elapsed = time.monotonic() - start
-            steps.append({"samples": samples_seen, "epoch": epoch, "waited_s": waited_s, "step_s": elapsed, **values})
+            feed = {"waited_s": waited_s, "step_s": elapsed, "shards": shards}
+            steps.append({"samples": samples_seen, "epoch": epoch, **feed, **values})
         done = epoch + 1
         if done % plan["report_every_epochs"] == 0 or done == plan["epochs"]:
             means = _write_losses(plan["losses_url"], steps, rank=rank, total=total)
+            if rank == 0:
+                looks.write(pretraining, normalisation, samples_seen, last=done == plan["epochs"])
             state = {"optimizer": optimizer.state_dict(), "epochs_done": done, "samples_seen": samples_seen}
             _report(pretraining, normalisation, state, means, rank=rank)
             steps = []
@@ -152,9 +159,12 @@ def _write_losses(url: str, steps: list[dict[str, float]], *, rank: int, total: 
         Objects.at(url).put_json(f"{seen:012d}.json", {"steps": averaged})
         log_to_stderr()
         log.info(
-            "%d of %d samples: loss %.3f (contrastive %.3f, optical %.3f, radar %.3f), match %.2f, waited %.0f %%",
+            "%d of %d samples: loss %.3f (contrastive %.3f, optical %.3f, radar %.3f), match %.2f, waited %.0f %%, "
+            "%.0f shards in a batch of a worker",
             seen, total, means["loss"], means["contrastive"], means["reconstruction_optical"],
             means["reconstruction_radar"], means["match_fraction"],
-            100 * means["waited_s"] / (means["waited_s"] + means["step_s"]),
+            100 * means["waited_s"] / (means["waited_s"] + means["step_s"]), means["shards"],
         )  # fmt: skip
+        if cause := probable_cause(averaged):
+            log.warning("%s", cause)
     return means

@@ -1,0 +1,53 @@
+"""Waiting for the feed: said from 5 % on, with the cause that its pattern points to."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from jobs.support.training_loop import _write_losses
+from jobs.support.waiting import probable_cause, waited_share
+
+
+def steps(waits_s: list[float], *, per_epoch: int = 20) -> list[dict[str, float]]:
+    return [{"epoch": n // per_epoch, "waited_s": wait, "step_s": 1.0} for n, wait in enumerate(waits_s)]
+
+
+@pytest.mark.parametrize(
+    ("waits_s", "cause"),
+    [
+        ([0.04] * 40, None),
+        ([0.2] * 40, "evenly over the batches"),
+        (([5.0] + [0.01] * 19) * 2, "first batch of an epoch"),
+        (([0.0] * 18 + [4.0, 0.0]) * 2, "in bursts"),
+        ([3.0], "first batch of an epoch"),
+    ],
+)
+def test_the_pattern_of_waiting_tells_its_cause(waits_s: list[float], cause: str | None) -> None:
+    said = probable_cause(steps(waits_s))
+    assert said is None if cause is None else cause in str(said)
+
+
+def test_the_share_is_of_waiting_and_working_together() -> None:
+    assert waited_share(steps([1.0, 3.0])) == pytest.approx(4 / 6)
+    assert "67% of the time" in str(probable_cause(steps([2.0] * 5)))
+
+
+def test_a_report_logs_the_shards_in_a_batch_and_warns_of_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    losses = dict.fromkeys(
+        ("loss", "contrastive", "reconstruction_optical", "reconstruction_radar", "match_fraction"), 1.0
+    )
+    for wait, warnings in ((0.01, 0), (0.3, 1)):
+        caplog.clear()
+        told = [{"samples": 4.0 * n, "shards": 3.0, **losses, **step} for n, step in enumerate(steps([wait] * 40))]
+        means = _write_losses(str(tmp_path), told, rank=0, total=160)
+        assert means["shards"] == 3
+        assert "3 shards in a batch of a worker" in caplog.text
+        said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(said) == warnings
+        assert all("evenly over the batches" in each for each in said)
