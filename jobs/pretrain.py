@@ -85,7 +85,8 @@ class Pretrain(JobSettings):
     """Times that every sample is seen."""
 
     crops_per_chip: int = Field(default=1, ge=1, le=16)
-    """Crops cut from every chip in an epoch, each a sample."""
+    """Crops cut from every chip in an epoch, each a sample. Above a global_batch of 1024, two of a chip can meet in a
+    step."""
 
     crop_px: int = Field(default=120, ge=24, multiple_of=24)
     """Side of a crop, pixels of 10 m."""
@@ -94,7 +95,7 @@ class Pretrain(JobSettings):
     """Samples per step over all workers; all of them are contrasted with each other."""
 
     num_workers: int = Field(default=1, ge=1)
-    """Processes that train, one per GPU."""
+    """Processes that train, one per GPU; divides global_batch. A run may go on with another number."""
 
     use_gpu: bool | None = None
     """Whether workers take a GPU each; unset: if the cluster has any."""
@@ -148,7 +149,11 @@ class Pretrain(JobSettings):
     """Means and deviations that scale the bands: of this store's training chips, or of SSL4EO-S12."""
 
     report_every_epochs: int = Field(default=1, ge=1)
-    """Epochs between checkpoints."""
+    """Epochs between checkpoints, unless checkpoint_every_samples is set."""
+
+    checkpoint_every_samples: int | None = Field(default=None, ge=1)
+    """Samples between checkpoints, within epochs and across them; after a failure no more than these are seen again.
+    Unset: at the ends of epochs."""
 
     keep_checkpoints: int = Field(default=3, ge=1)
     """Checkpoints that are kept; older ones are deleted."""
@@ -209,7 +214,8 @@ def main(settings: Pretrain) -> None:
             digest = export_model(result.checkpoint, plan, out)
             record.outputs["report"] = write_training_report(out)
         record.outputs["model"] = {"url": f"{settings.out.rstrip('/')}/{WEIGHTS_FILE}", "sha256": digest}
-        record.results.update(result.metrics or {}, reused=False)
+        left_over = plan.course.left_over(settings.epochs)
+        record.results.update(result.metrics or {}, samples_left_over=left_over, reused=False)
         log.info("trained: %s/%s (%s)", settings.out.rstrip("/"), WEIGHTS_FILE, digest[:12])
 
 
@@ -221,8 +227,8 @@ def _plan(settings: Pretrain, version: Version) -> TrainingPlan:
         crop_px=window_px(settings.model_dump()),
         crops_per_chip=settings.crops_per_chip,
         seed=settings.seed,
-        batch_size=settings.global_batch // settings.num_workers,
-        multiple_of=settings.global_batch,
+        global_batch=settings.global_batch,
+        ranks=settings.num_workers,
     )
     samples = num_samples(feed)
     if samples < settings.global_batch:
@@ -230,8 +236,7 @@ def _plan(settings: Pretrain, version: Version) -> TrainingPlan:
             f"{version.name} has {samples} training samples, fewer than one global batch of {settings.global_batch}; "
             "lower global_batch, raise crops_per_chip, or build a larger dataset"
         )
-    whole = samples - samples % settings.global_batch
-    return TrainingPlan(settings=settings.model_dump(), feed=feed, num_samples=whole)
+    return TrainingPlan(settings=settings.model_dump(), feed=feed, num_samples=samples)
 
 
 def _leave_cpus_to_read(settings: Pretrain) -> None:
@@ -249,7 +254,7 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
 
 def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
-    how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints"}
+    how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every_samples"}
     elsewhere = {
         "dry_run",
         "ray_address",

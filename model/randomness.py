@@ -18,20 +18,21 @@ _FIRST: Final = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND: Final = 0x94D049BB133111EB - 2**64
 
 
-def sample_keys(row: Tensor, k: Tensor, *, seed: int, epoch: int) -> Tensor:
+def sample_keys(row: Tensor, k: Tensor, *, seed: int, epoch: int | Tensor) -> Tensor:
     """One key per sample, from which everything random about it follows.
 
     Args:
         row: (B,) integers, the chip's row in the store.
         k: (B,) integers, which crop of the chip.
         seed: Of the run, any int64.
-        epoch: Counted from 0.
+        epoch: Counted from 0; (B,) where samples are of several.
 
     Returns:
         (B,) int64.
     """
     key = torch.full_like(row, seed, dtype=torch.int64)
-    for part in (torch.full_like(key, epoch), row.long(), k.long()):
+    epochs = torch.as_tensor(epoch, dtype=torch.int64, device=key.device)
+    for part in (epochs.expand_as(key), row.long(), k.long()):
         key = _mix(key) ^ part
     return _mix(key)
 

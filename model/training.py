@@ -105,7 +105,6 @@ def pretraining_losses(
     *,
     normalisation: Normalisation,
     settings: StepSettings,
-    epoch: int,
 ) -> Losses:
     """The losses of a batch of the feed, on the batch's device; `model` is a CromaPretraining or a wrapper of one.
 
@@ -113,9 +112,7 @@ def pretraining_losses(
         ValueError: When a sensor is absent from the batch.
     """
     patch_px = unwrapped(model).config.patch_px
-    optical, radar, masks = pretraining_inputs(
-        batch, patch_px=patch_px, normalisation=normalisation, settings=settings, epoch=epoch
-    )
+    optical, radar, masks = pretraining_inputs(batch, patch_px=patch_px, normalisation=normalisation, settings=settings)
     with _autocast(optical.device, settings):
         losses: Losses = model(optical, radar, masks)
     return losses
@@ -131,7 +128,7 @@ def unwrapped(model: nn.Module) -> CromaPretraining:
 
 
 def pretraining_inputs(
-    batch: Mapping[str, Tensor], *, patch_px: int, normalisation: Normalisation, settings: StepSettings, epoch: int
+    batch: Mapping[str, Tensor], *, patch_px: int, normalisation: Normalisation, settings: StepSettings
 ) -> tuple[Tensor, Tensor, Masks]:
     """Optical (B, 12, h, w), radar (B, 2, h, w) and masks of a batch, each sample's decided by its own key alone.
 
@@ -140,12 +137,11 @@ def pretraining_inputs(
         patch_px: Side of the model's patches, which masks hide.
         normalisation: Means and σ per band.
         settings: The same for all steps of a run.
-        epoch: Counted from 0.
 
     Raises:
         ValueError: When a sensor is absent from the batch.
     """
-    keys = sample_keys(batch["row"], batch["k"], seed=settings.seed, epoch=epoch)
+    keys = sample_keys(batch["row"], batch["k"], seed=settings.seed, epoch=batch["epoch"])
     optical, radar = prepare(batch, normalisation, keys=keys if settings.augment else None)
     if optical is None or radar is None:
         raise ValueError("pretraining needs both sensors in every batch")
@@ -163,7 +159,6 @@ def accumulate_gradients(
     *,
     normalisation: Normalisation,
     settings: StepSettings,
-    epoch: int,
 ) -> Losses:
     """Add the gradients of a batch to those of the parameters, `settings.micro_batch` samples at a time.
 
@@ -177,7 +172,6 @@ def accumulate_gradients(
         batch: As in `train_step`; equally many samples on every rank.
         normalisation: Means and σ per band.
         settings: The same for all steps of a run.
-        epoch: Counted from 0.
 
     Returns:
         The losses of the whole batch, without graph.
@@ -185,7 +179,7 @@ def accumulate_gradients(
     num_samples = len(batch["row"])
     size = min(settings.micro_batch or num_samples, num_samples)
     if size == num_samples:
-        losses = pretraining_losses(model, batch, normalisation=normalisation, settings=settings, epoch=epoch)
+        losses = pretraining_losses(model, batch, normalisation=normalisation, settings=settings)
         losses.total.backward()  # type: ignore[no-untyped-call]
         return Losses(*(each.detach() for each in losses))
 
@@ -197,7 +191,6 @@ def accumulate_gradients(
         patch_px=plain.config.patch_px,
         normalisation=normalisation,
         settings=settings,
-        epoch=epoch,
     )
     weights = plain.objective
     contrastive = match_fraction = plain.logit_scale.new_zeros(())
@@ -257,18 +250,16 @@ def train_step(
     *,
     normalisation: Normalisation,
     settings: StepSettings,
-    epoch: int,
     learning_rate: float,
 ) -> dict[str, float]:
     """Learn from one batch.
 
     Args:
         model: A CromaPretraining in training mode, compiled or not, in a DistributedDataParallel or not.
-        batch: One batch of the feed on the model's device: row, k and what `model.preprocessing.prepare` takes.
+        batch: One batch of the feed on the model's device: row, k, epoch and what `model.preprocessing.prepare` takes.
         optimizer: From `build_optimizer`.
         normalisation: Means and σ per band.
         settings: The same for all steps of a run.
-        epoch: Counted from 0.
         learning_rate: For this step.
 
     Returns:
@@ -279,7 +270,7 @@ def train_step(
         NonFiniteError: On every rank when it is so on any, before the weights change.
     """
     optimizer.zero_grad(set_to_none=True)
-    losses = accumulate_gradients(model, batch, normalisation=normalisation, settings=settings, epoch=epoch)
+    losses = accumulate_gradients(model, batch, normalisation=normalisation, settings=settings)
     gradient_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
     logit_scale = unwrapped(model).logit_scale
     names = ("loss", "contrastive", "reconstruction_optical", "reconstruction_radar", "match_fraction")

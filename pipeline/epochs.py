@@ -1,8 +1,9 @@
 """Which samples an epoch has, in which order, and which window of its chip each one is; pure arithmetic.
 
 A sample is (row, k), the k-th crop of a chip. Shards are shuffled, then cut into windows of so many chips that are
-read and decoded together; within a window the samples are shuffled into batches. Everything follows from the seed
-and the epoch, so any process can work out its part alone.
+read and decoded together; within a window the samples are shuffled. Everything follows from the seed and the epoch,
+and nothing from how many ranks there are, so any process can work out its part alone. Where in a run an epoch's
+samples stand, and which of them make up a batch, is in `pipeline.positions`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.layout import WINDOW_STEP_PX
 
+ORDER_VERSION = 1
+"""Of the arithmetic here: another number, another order, and a run cannot go on within an epoch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOrder:
@@ -24,28 +28,27 @@ class SampleOrder:
     seed: int = 0
 
     crops_per_chip: int = 1
-    """K: samples cut from a chip each time it is decoded; they go into different batches."""
+    """K: samples cut from a chip each time it is decoded. They go into different global batches where a window has as
+    many chips as a global batch has samples, and as far apart as the window allows where it has fewer."""
 
-    batch_size: int = 64
-    """Samples per block that is handed over, the batch of one rank."""
+    global_batch: int = 64
+    """Samples per step of all ranks together."""
 
     window_chips: int = 1024
-    """Chips shuffled together, at least a batch; all their crops are in memory at once (218 kB each at 120 px)."""
-
-    multiple_of: int = 1
-    """Samples of an epoch are a multiple of this: ranks x batch, so that all ranks have equally many batches."""
+    """Chips shuffled together; all their crops are in memory at once (218 kB each at 120 px)."""
 
     def __post_init__(self) -> None:
-        for name in ("crops_per_chip", "batch_size", "window_chips", "multiple_of"):
+        for name in ("crops_per_chip", "global_batch", "window_chips"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.multiple_of != 1 and self.multiple_of % self.batch_size:
-            raise ValueError(f"multiple_of={self.multiple_of} must be a multiple of batch_size={self.batch_size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """Chips that are read, decoded and shuffled together."""
+
+    epoch: int
+    """Counted from 0."""
 
     number: int
     """Of the window in its epoch."""
@@ -53,89 +56,49 @@ class Window:
     rows: NDArray[np.int64]
     """(chip,) ascending."""
 
-    short_row: int = -1
-    """The one chip that has fewer than K samples in this epoch, if it is in this window."""
-
-    left_out: int = 0
-    """How many samples fewer."""
-
     def num_samples(self, crops_per_chip: int) -> int:
         """Samples of this window."""
-        return len(self.rows) * crops_per_chip - self.left_out
+        return len(self.rows) * crops_per_chip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochPlan:
-    """The windows of one epoch, in the order they are read."""
+def plan_epoch(rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder, epoch: int) -> tuple[Window, ...]:
+    """Cut an epoch into windows of shuffled shards, in the order they are read; every chip is in one of them.
 
-    epoch: int
-    windows: tuple[Window, ...]
-    num_samples: int
-    num_left_over: int
-    """Samples this epoch goes without, to be a multiple; which ones they are changes with the epoch."""
-
-
-def plan_epoch(rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder, epoch: int) -> EpochPlan:
-    """Cut an epoch into windows of shuffled shards.
-
-    Every window but the last has a whole number of batches: chips too many for that go into the next window. If
-    the epoch's samples are a whole number of batches, so are the last window's.
+    Counted from the first sample of the run, windows end where a global batch ends, if they have room for one: chips
+    too many for that go into the next window.
 
     Args:
         rows: (chip,) rows that hold chips, ascending.
         shard_chips: Rows per shard.
-        order: What decides the epoch.
+        order: What decides the order.
         epoch: Counted from 0.
-
-    Raises:
-        ValueError: There are no chips, or fewer samples than `multiple_of`.
     """
-    total = len(rows) * order.crops_per_chip
-    num_left_over = total % order.multiple_of
-    if total == num_left_over:
-        raise ValueError(f"{len(rows)} chips give {total} samples, fewer than one batch of {order.multiple_of}")
     # Windows have the numbers from 1 on.
     rng = np.random.default_rng([order.seed, epoch, 0])
-    kept, short_row, left_out = _leave_out(rows, num_left_over, order.crops_per_chip, rng)
-    groups = list(_windows(kept[kept != short_row] if left_out else kept, shard_chips, order, rng))
-    if len(groups) > 1 and len(groups[-1]) < order.batch_size:
+    groups = list(_windows(rows, shard_chips, order, _chips_to_fill(len(rows), order, epoch), rng))
+    if len(groups) > 1 and len(groups[-1]) < min(order.global_batch, order.window_chips):
         # Too few chips to keep the crops of one apart.
         groups[-2:] = [np.concatenate(groups[-2:])]
-    if left_out:
-        groups[-1] = np.append(groups[-1], short_row)
-    windows = [Window(number=number, rows=np.sort(group)) for number, group in enumerate(groups)]
-    if left_out:
-        windows[-1] = Window(number=len(groups) - 1, rows=windows[-1].rows, short_row=short_row, left_out=left_out)
-    return EpochPlan(
-        epoch=epoch, windows=tuple(windows), num_samples=total - num_left_over, num_left_over=num_left_over
-    )
+    return tuple(Window(epoch=epoch, number=number, rows=np.sort(group)) for number, group in enumerate(groups))
 
 
-def sample_order(window: Window, *, order: SampleOrder, epoch: int) -> NDArray[np.int64]:
+def sample_order(window: Window, *, order: SampleOrder) -> NDArray[np.int64]:
     """The samples of a window in the order they fill batches.
 
     Every chip comes once in each of K passes. A pass is shuffled, but a chip comes again only after half a window,
-    and never within a batch's length where the window has that many chips: so crops of one chip are in different
-    batches, and as far apart as a good shuffle allows.
+    and never within a global batch's length where the window has that many chips.
 
     Returns:
         (sample, 2): row and k.
     """
-    rng = np.random.default_rng([order.seed, epoch, 1 + window.number])
+    rng = np.random.default_rng([order.seed, window.epoch, 1 + window.number])
     num_rows = len(window.rows)
-    # Passes without the short row are one shorter.
-    longest = num_rows - 1 if window.left_out else num_rows
-    distance = max(1, min(max(order.batch_size, num_rows // 2), longest))
-    chips = rng.permutation(num_rows)
-    passes = [chips]
-    for k in range(1, order.crops_per_chip):
-        if k == order.crops_per_chip - window.left_out:
-            chips = chips[window.rows[chips] != window.short_row]
-        chips = _shuffle_apart(chips, distance, rng)
-        passes.append(chips)
+    distance = max(1, num_rows // 2, order.global_batch if order.global_batch <= num_rows else 0)
+    passes = [rng.permutation(num_rows)]
+    for _ in range(1, order.crops_per_chip):
+        passes.append(_shuffle_apart(passes[-1], distance, rng))
     rows = window.rows[np.concatenate(passes)]
-    ks = np.repeat(np.arange(order.crops_per_chip), [len(chips) for chips in passes])
-    return np.column_stack([rows, ks])
+    return np.column_stack([rows, np.repeat(np.arange(order.crops_per_chip), num_rows)])
 
 
 def crop_windows(
@@ -168,38 +131,36 @@ def crop_windows(
     return ((halves * positions) >> np.uint64(32)).astype(np.int64) * step_px
 
 
-def _leave_out(
-    rows: NDArray[np.int64], num_samples: int, crops_per_chip: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], int, int]:
-    """Rows that stay, the row that stays with fewer samples, and how many fewer."""
-    num_whole, left_out = divmod(num_samples, crops_per_chip)
-    if not num_samples:
-        return rows, -1, 0
-    chosen = rng.choice(len(rows), num_whole + (left_out > 0), replace=False)
-    short_row = int(rows[chosen[-1]]) if left_out else -1
-    return np.delete(rows, chosen[:num_whole]), short_row, left_out
+def _chips_to_fill(num_chips: int, order: SampleOrder, epoch: int) -> int:
+    """Chips at an epoch's start whose samples end where a global batch ends, the last one being still unfilled."""
+    common = math.gcd(order.global_batch, order.crops_per_chip)
+    # n chips with (unfilled + n K) % global_batch == 0; `common` divides all three.
+    unfilled = epoch * num_chips * order.crops_per_chip % order.global_batch
+    whole = order.global_batch // common
+    return -(unfilled // common) * pow(order.crops_per_chip // common, -1, whole) % whole
 
 
 def _windows(
-    rows: NDArray[np.int64], shard_chips: int, order: SampleOrder, rng: np.random.Generator
+    rows: NDArray[np.int64], shard_chips: int, order: SampleOrder, to_fill: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows of shuffled shards in groups whose samples fill whole batches, but for the last group."""
-    step = order.batch_size // math.gcd(order.batch_size, order.crops_per_chip)
-    enough = max(order.window_chips, order.batch_size)
+    """Rows of shuffled shards in groups that end with a global batch, but for the last one."""
+    step = order.global_batch // math.gcd(order.global_batch, order.crops_per_chip)
     shards = np.split(rows, np.flatnonzero(np.diff(rows // shard_chips)) + 1)
     held: list[NDArray[np.int64]] = []
-    num_held = 0
+    num_held = num_before = 0
     for number in rng.permutation(len(shards)):
         held.append(shards[number])
         num_held += len(shards[number])
-        if num_held >= enough:
-            whole = num_held // step * step
+        if num_held >= order.window_chips:
+            too_many = (num_before + num_held - to_fill) % step
+            taken = num_held - too_many if too_many < num_held else num_held
             # What does not fit comes from the newest shard: the next window reads it beside others.
             held[-1] = rng.permutation(held[-1])
             group = np.concatenate(held)
-            yield group[:whole]
-            held, num_held = [group[whole:]], num_held - whole
-    yield np.concatenate(held)
+            yield group[:taken]
+            held, num_held, num_before = [group[taken:]], num_held - taken, num_before + taken
+    if num_held:
+        yield np.concatenate(held)
 
 
 def _shuffle_apart(chips: NDArray[np.int64], distance: int, rng: np.random.Generator) -> NDArray[np.int64]:

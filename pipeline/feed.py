@@ -1,12 +1,12 @@
 """From the store to batches on Ray Data: read tasks decode and crop, blocks are batches.
 
-Native-resolution integers travel; scaling, upsampling and flips are the model side's. Which samples there are and
-where they go is worked out in `pipeline.epochs`; here they are only fetched.
+Native-resolution integers travel; scaling, upsampling and flips are the model side's. Which samples there are is
+worked out in `pipeline.epochs`, where they go in `pipeline.positions`; here they are only fetched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -17,18 +17,23 @@ from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 
-from pipeline.epochs import EpochPlan, SampleOrder, Window, crop_windows, plan_epoch, sample_order
+from pipeline.epochs import SampleOrder, crop_windows
 from pipeline.layout import ArraySpec
+from pipeline.positions import Course, Piece, plan_pieces, share_out
 from pipeline.store import ShardReader, Store, StoreError
 from pipeline.types import ChipArrays
 from pipeline.versions import Version, latest_sealed
 
 Batch = dict[str, NDArray[Any]]
-"""b10 (B,4,h,w) uint16, b20 (B,6,h/2,w/2) uint16, b60 (B,2,h/6,w/6) uint16, radar (B,2,h,w) int16, row (B,) int64,
-k (B,) int32; whole chips have no k. Where the store has all bands on 10 m, b20 and b60 are h x w too. Arrays that the
-store lacks are left out."""
+"""b10 (B,4,h,w) uint16, b20 (B,6,h/2,w/2) uint16, b60 (B,2,h/6,w/6) uint16, radar (B,2,h,w) int16, row (B,) int64;
+where they are crops, k (B,) int32, epoch (B,) int32 (a batch can span two) and position (B,) int64, the number of the
+sample in the run. Where the store has all bands on 10 m, b20 and b60 are h x w too. Arrays that the store lacks are
+left out."""
 
 MODEL_ARRAYS = ("b10", "b20", "b60", "radar")
+
+MODEL_COLUMNS = {"row": np.int64, "k": np.int32, "epoch": np.int32, "position": np.int64}
+"""What a crop is, beside its pixels."""
 
 _TASK_SAMPLES = 2048
 """Below about 500 samples a task's start costs more than its work."""
@@ -54,9 +59,20 @@ class Feed:
     crops_per_chip: int = 1
     """See `SampleOrder`, as for what follows."""
 
-    batch_size: int = 64
+    global_batch: int = 64
     window_chips: int = 1024
-    multiple_of: int = 1
+
+    ranks: int = 1
+    """That share a global batch; the order does not depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.global_batch % self.ranks:
+            raise ValueError(f"global_batch={self.global_batch} is no multiple of ranks={self.ranks}")
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per block, the part of a global batch that is one rank's."""
+        return self.global_batch // self.ranks
 
     @property
     def order(self) -> SampleOrder:
@@ -65,12 +81,15 @@ class Feed:
 
 
 class ChipSource(Datasource):
-    """Samples for training: every execution of a dataset made from it is the next epoch."""
+    """Samples for training: each execution of a dataset made from it is an epoch.
 
-    def __init__(self, feed: Feed, *, start_epoch: int = 0) -> None:
+    The first one goes on where the run stands.
+    """
+
+    def __init__(self, feed: Feed, *, seen: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.feed = feed
-        self.start_epoch = start_epoch
+        self.seen = seen
         self._store = Store.open(feed.url)
         self._specs = _specs(self._store, MODEL_ARRAYS)
         # Refuses a crop that does not fit, here and not in a task.
@@ -81,10 +100,15 @@ class ChipSource(Datasource):
         """Rows of the split that hold chips, ascending."""
         return _rows(self.feed.url, self.feed.version, self.feed.split)
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """The windows of an epoch, and how many samples it leaves over."""
+    @cached_property
+    def course(self) -> Course:
+        """How long an epoch is."""
+        return Course(epoch_samples=len(self.rows) * self.feed.crops_per_chip, global_batch=self.feed.global_batch)
+
+    def plan(self, epoch: int) -> list[Piece]:
+        """What is read for an epoch, in the order it is read, from where the run stands."""
         shard_chips = self._store.layout.shard_chips
-        return plan_epoch(self.rows, shard_chips=shard_chips, order=self.feed.order, epoch=epoch)
+        return plan_pieces(self.rows, shard_chips=shard_chips, order=self.feed.order, epoch=epoch, seen=self.seen)
 
     def sample_bytes(self) -> int:
         """Bytes of one sample."""
@@ -98,21 +122,16 @@ class ChipSource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """Tasks of several windows each; how many there are is the epoch's business, not `parallelism`'s."""
-        epoch = self.start_epoch + _executions_before(data_context)
-        crops_per_chip = self.feed.order.crops_per_chip
-        tasks = []
-        for windows in _groups(self.plan(epoch).windows, crops_per_chip):
-            num_samples = sum(window.num_samples(crops_per_chip) for window in windows)
-            tasks.append(self._task(windows, epoch, num_samples, per_task_row_limit))
-        return tasks
+        epoch = self.course.epoch_of(self.seen) + _executions_before(data_context)
+        groups = share_out(self.plan(epoch), at_least=_TASK_SAMPLES, multiple_of=self.feed.batch_size)
+        return [self._task(pieces, per_task_row_limit) for pieces in groups]
 
-    def _task(self, windows: list[Window], epoch: int, num_samples: int, limit: int | None) -> ReadTask:
-        def read(feed: Feed = self.feed, windows: list[Window] = windows, epoch: int = epoch) -> Iterator[Block]:
-            store = Store.open(feed.url)
-            for window in windows:
-                for batch in cut_batches(store, window, feed=feed, epoch=epoch):
-                    yield BlockAccessor.batch_to_block(batch)
+    def _task(self, pieces: list[Piece], limit: int | None) -> ReadTask:
+        def read(feed: Feed = self.feed, pieces: list[Piece] = pieces) -> Iterator[Block]:
+            for batch in cut_batches(Store.open(feed.url), pieces, feed=feed):
+                yield BlockAccessor.batch_to_block(batch)
 
+        num_samples = sum(piece.num_samples for piece in pieces)
         return ReadTask(read, _metadata(num_samples, self.sample_bytes()), per_task_row_limit=limit)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,17 +173,21 @@ class WholeChipSource(Datasource):
         return ReadTask(read, _metadata(len(rows), self.chip_bytes), per_task_row_limit=limit)
 
 
-def training_samples(feed: Feed, *, start_epoch: int = 0) -> ray.data.Dataset:
+def training_samples(feed: Feed, *, seen: int = 0) -> ray.data.Dataset:
     """A dataset of crops whose blocks are batches; iterating it again gives the next epoch.
 
     The order in which blocks arrive is the plan's only where the execution options ask for `preserve_order`.
+
+    Args:
+        feed: What is fed.
+        seen: Samples of the run that were seen; the first iteration gives what is left of that epoch.
     """
-    source = ChipSource(feed, start_epoch=start_epoch)
-    return _dataset(source, block_bytes=feed.order.batch_size * source.sample_bytes())
+    source = ChipSource(feed, seen=seen)
+    return _dataset(source, block_bytes=feed.batch_size * source.sample_bytes())
 
 
 def num_samples(feed: Feed) -> int:
-    """Samples there are for an epoch, before any are left over."""
+    """Samples of an epoch."""
     return len(_rows(feed.url, feed.version, feed.split)) * feed.crops_per_chip
 
 
@@ -193,36 +216,63 @@ def read_chips(
     return _dataset(source, block_bytes=batch_size * source.chip_bytes)
 
 
-def cut_batches(store: Store, window: Window, *, feed: Feed, epoch: int) -> Iterator[Batch]:
-    """The batches of one window: every chip is decoded once, its crops go where the order has them."""
-    layout, size_px = store.layout, feed.crop_px
+def cut_batches(store: Store, pieces: Sequence[Piece], *, feed: Feed) -> Iterator[Batch]:
+    """The batches that consecutive pieces fill: each chip is decoded once, its crops go where the order has them.
+
+    A piece's crops are in memory together, and beside them those of a batch that the piece before has begun.
+    """
     specs = _specs(store, MODEL_ARRAYS)
-    samples = sample_order(window, order=feed.order, epoch=epoch)
+    size, left = feed.batch_size, sum(piece.num_samples for piece in pieces)
+    batches: list[Batch] = []
+    filled = 0
+    for piece in pieces:
+        samples = piece.samples(feed.order)
+        while len(batches) * size < filled + len(samples):
+            batches.append(_empty(specs, min(size, left), feed.crop_px, MODEL_COLUMNS))
+            left -= len(batches[-1]["row"])
+        _cut_piece(store, piece, samples, batches, filled, feed=feed)
+        whole, filled = divmod(filled + len(samples), size)
+        # Handed over one by one, so that each can be freed before the next is needed.
+        batches.reverse()
+        for _ in range(whole):
+            yield batches.pop()
+    # A last one that nothing has filled up.
+    yield from batches
+
+
+def _cut_piece(
+    store: Store, piece: Piece, samples: NDArray[np.int64], batches: Sequence[Batch], first: int, *, feed: Feed
+) -> None:
+    """Put the samples of a piece into batches, from place `first` on, counted over all batches."""
+    layout, specs = store.layout, _specs(store, MODEL_ARRAYS)
+    size, epoch = feed.batch_size, piece.window.epoch
+    columns = {
+        "row": samples[:, 0],
+        "k": samples[:, 1],
+        "epoch": np.full(len(samples), epoch),
+        "position": np.arange(piece.position, piece.position + len(samples)),
+    }
+    for number, batch in enumerate(batches):
+        start, stop = max(number * size, first), min((number + 1) * size, first + len(samples))
+        for name, values in columns.items():
+            batch[name][start - number * size : stop - number * size] = values[start - first : stop - first]
     corners = crop_windows(
         samples,
-        seed=feed.order.seed,
+        seed=feed.seed,
         epoch=epoch,
         side_px=layout.side_px,
-        crop_px=size_px,
+        crop_px=feed.crop_px,
         step_px=layout.window_step_px,
     ).tolist()
-    batch_size = feed.order.batch_size
-    batches = [
-        _empty(specs, samples[start : start + batch_size], size_px) for start in range(0, len(samples), batch_size)
-    ]
-    places: dict[int, list[int]] = {row: [] for row in window.rows.tolist()}
+    places: dict[int, list[int]] = {}
     for place, row in enumerate(samples[:, 0].tolist()):
-        places[row].append(place)
-    for row, chip in _decoded(store, window.rows, tuple(specs)):
+        places.setdefault(row, []).append(place)
+    for row, chip in _decoded(store, np.array(sorted(places), dtype=np.int64), tuple(specs)):
         for place in places[row]:
-            batch, index = batches[place // batch_size], place % batch_size
+            batch, index = batches[(first + place) // size], (first + place) % size
             y_px, x_px = corners[place]
             for name, spec in specs.items():
-                batch[name][index] = spec.window(chip[name], y_px, x_px, size_px)
-    batches.reverse()
-    while batches:
-        # Handed over one by one, so that each can be freed before the next is needed.
-        yield batches.pop()
+                batch[name][index] = spec.window(chip[name], y_px, x_px, feed.crop_px)
 
 
 def whole_batches(store: Store, rows: NDArray[np.int64], *, arrays: Sequence[str], batch_size: int) -> Iterator[Batch]:
@@ -231,7 +281,8 @@ def whole_batches(store: Store, rows: NDArray[np.int64], *, arrays: Sequence[str
     chips = _decoded(store, rows, tuple(specs))
     for start in range(0, len(rows), batch_size):
         of_batch = rows[start : start + batch_size]
-        batch = _empty(specs, of_batch[:, np.newaxis], store.layout.side_px)
+        batch = _empty(specs, len(of_batch), store.layout.side_px, {"row": np.int64})
+        batch["row"][:] = of_batch
         for index in range(len(of_batch)):
             for name, pixels in next(chips)[1].items():
                 batch[name][index] = pixels
@@ -249,29 +300,13 @@ def _decoded(store: Store, rows: NDArray[np.int64], arrays: Sequence[str]) -> It
             yield row, scratch
 
 
-def _empty(specs: dict[str, ArraySpec], samples: NDArray[np.int64], size_px: int) -> Batch:
-    """A batch to be filled, with its samples: (sample, 2) of row and k, or (sample, 1) of row alone."""
+def _empty(specs: Mapping[str, ArraySpec], size: int, size_px: int, columns: Mapping[str, type]) -> Batch:
+    """A batch to be filled."""
     sides = {name: size_px // spec.step_px for name, spec in specs.items()}
     batch: Batch = {
-        name: np.empty((len(samples), *spec.shape[:-2], sides[name], sides[name]), spec.dtype)
-        for name, spec in specs.items()
+        name: np.empty((size, *spec.shape[:-2], sides[name], sides[name]), spec.dtype) for name, spec in specs.items()
     }
-    batch["row"] = samples[:, 0].copy()
-    if samples.shape[1] > 1:
-        batch["k"] = samples[:, 1].astype(np.int32)
-    return batch
-
-
-def _groups(windows: Sequence[Window], crops_per_chip: int) -> Iterator[list[Window]]:
-    """Consecutive windows that are worth a task."""
-    group: list[Window] = []
-    for window in windows:
-        group.append(window)
-        if sum(member.num_samples(crops_per_chip) for member in group) >= _TASK_SAMPLES:
-            yield group
-            group = []
-    if group:
-        yield group
+    return batch | {name: np.empty(size, dtype) for name, dtype in columns.items()}
 
 
 def _dataset(source: Datasource, *, block_bytes: int) -> ray.data.Dataset:
@@ -299,9 +334,9 @@ def _specs(store: Store, arrays: Sequence[str]) -> dict[str, ArraySpec]:
 
 
 def _bytes(specs: dict[str, ArraySpec], size_px: int) -> int:
-    """Bytes of one sample of this side, with its row and k."""
+    """Bytes of one sample of this side, with what it is."""
     pixels = {name: (size_px // spec.step_px) ** 2 * int(np.prod(spec.shape[:-2])) for name, spec in specs.items()}
-    return sum(pixels[name] * spec.dtype.itemsize for name, spec in specs.items()) + 12
+    return sum(pixels[name] * spec.dtype.itemsize for name, spec in specs.items()) + 24
 
 
 def _metadata(num_samples: int, sample_bytes: int) -> BlockMetadata:

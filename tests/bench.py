@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.epochs import plan_epoch
 from pipeline.feed import Feed, cut_batches
 from pipeline.grid import Cell
 from pipeline.layout import Layout
+from pipeline.positions import plan_pieces
 from pipeline.store import Store
 from tests.sample_chips import make_chip
 from tests.small_stores import Candidate, write_store
@@ -39,9 +39,10 @@ def crops_by_zarr(url: str) -> int:
 def crops_by_feed(url: str, crops_per_chip: int) -> int:
     """Every chip through the feed's own reader, decoded once and cut several times."""
     store = Store.open(url)
-    feed = Feed(url=url, version=1, crop_px=CROP_PX, crops_per_chip=crops_per_chip, batch_size=64)
-    plan = plan_epoch(np.arange(NUM_CHIPS), shard_chips=store.layout.shard_chips, order=feed.order, epoch=0)
-    return sum(len(batch["row"]) for window in plan.windows for batch in cut_batches(store, window, feed=feed, epoch=0))
+    feed = Feed(url=url, version=1, crop_px=CROP_PX, crops_per_chip=crops_per_chip, global_batch=64)
+    rows = np.arange(NUM_CHIPS)
+    pieces = plan_pieces(rows, shard_chips=store.layout.shard_chips, order=feed.order, epoch=0)
+    return sum(len(batch["row"]) for batch in cut_batches(store, pieces, feed=feed))
 
 
 def main() -> None:

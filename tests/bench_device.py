@@ -85,6 +85,7 @@ def batch_of(samples: int, image_px: int, device: torch.device) -> dict[str, Ten
         "radar": pixels(2, image_px, -3000, 0, torch.int16),
         "row": torch.arange(samples, device=device),
         "k": torch.zeros(samples, dtype=torch.int64, device=device),
+        "epoch": torch.zeros(samples, dtype=torch.int64, device=device),
     }
 
 
@@ -98,7 +99,7 @@ def step_of(case: Case, device: torch.device) -> Callable[[], object]:
         run = torch.compile(model, backend=case.backend) if case.backend else model
         settings = StepSettings(seed=0, bfloat16=True)
         return lambda: train_step(
-            run, batch, optimizer, normalisation=SSL4EO_S12, settings=settings, epoch=0, learning_rate=1e-4
+            run, batch, optimizer, normalisation=SSL4EO_S12, settings=settings, learning_rate=1e-4
         )
     croma = Croma(case.config).to(device).eval()
     encode = torch.compile(croma, backend=case.backend) if case.backend else croma

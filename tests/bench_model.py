@@ -83,7 +83,7 @@ def preprocessing(scale: bool) -> Ways:
     """From a batch of the store's integers to normalised, turned and masked input, beside the step it belongs to."""
     settings = StepSettings(seed=0, scale_sides_px=PAPER_SIDES_PX if scale else None)
     batch = bench_device.batch_of(PRETRAINING_BATCH, 180 if scale else 120, torch.device("cpu"))
-    prepare = partial(pretraining_inputs, patch_px=8, normalisation=SSL4EO_S12, settings=settings, epoch=0)
+    prepare = partial(pretraining_inputs, patch_px=8, normalisation=SSL4EO_S12, settings=settings)
     return {"preparing": lambda: prepare(batch), **pretraining("ours")}
 
 

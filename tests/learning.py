@@ -69,8 +69,9 @@ def train(model: CromaPretraining, chips: list[Any], normalisation: Normalisatio
         corners = crop_windows(samples, seed=seed, epoch=0, side_px=264, crop_px=CROP_PX)
         batch = cut([chips[i] for i in chosen], corners, CROP_PX)
         batch |= {"row": torch.from_numpy(samples[:, 0]), "k": torch.from_numpy(samples[:, 1])}
+        batch["epoch"] = torch.zeros_like(batch["row"])
         rate = learning_rate(step * BATCH, peak=PEAK, warmup_samples=STEPS * BATCH // 10, total_samples=STEPS * BATCH)
-        train_step(model, batch, optimizer, normalisation=normalisation, settings=settings, epoch=0, learning_rate=rate)
+        train_step(model, batch, optimizer, normalisation=normalisation, settings=settings, learning_rate=rate)
 
 
 def labelled_windows(chips: list[Any], split: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -15,8 +15,17 @@ import ray
 from numpy.testing import assert_array_equal
 
 from pipeline.chip_table import chip_table
-from pipeline.epochs import crop_windows, sample_order
-from pipeline.feed import Batch, ChipSource, Feed, cut_batches, num_samples, read_chips, training_samples
+from pipeline.epochs import crop_windows
+from pipeline.feed import (
+    MODEL_COLUMNS,
+    Batch,
+    ChipSource,
+    Feed,
+    cut_batches,
+    num_samples,
+    read_chips,
+    training_samples,
+)
 from pipeline.layout import Layout
 from pipeline.store import Store, StoreError
 from pipeline.versions import Version, begin
@@ -92,32 +101,39 @@ def cluster() -> Iterator[None]:
 
 def feed_of(url: str, **changes: Any) -> Feed:
     return Feed(
-        **{"url": url, "version": 1, "crop_px": CROP_PX, "crops_per_chip": 3, "batch_size": 8, "window_chips": 24}
+        **{"url": url, "version": 1, "crop_px": CROP_PX, "crops_per_chip": 3, "global_batch": 8, "window_chips": 24}
         | changes
     )
 
 
-def samples_of(batch: Batch) -> list[tuple[int, int]]:
-    return list(zip(batch["row"].tolist(), batch["k"].tolist(), strict=True))
+Sample = tuple[int, int, int, int]
+"""position, epoch, row, k"""
 
 
-def planned(source: ChipSource, epoch: int) -> list[list[tuple[int, int]]]:
+def samples_of(batch: Batch) -> list[Sample]:
+    return list(zip(*(batch[name].tolist() for name in ("position", "epoch", "row", "k")), strict=True))
+
+
+def planned(source: ChipSource, epoch: int) -> list[list[Sample]]:
     """Samples by batch, as the pure functions have them."""
-    order = source.feed.order
-    batches = []
-    for window in source.plan(epoch).windows:
-        samples = [(int(row), int(k)) for row, k in sample_order(window, order=order, epoch=epoch)]
-        batches += [samples[start : start + order.batch_size] for start in range(0, len(samples), order.batch_size)]
-    return batches
+    samples = [
+        (piece.position + n, piece.window.epoch, int(row), int(k))
+        for piece in source.plan(epoch)
+        for n, (row, k) in enumerate(piece.samples(source.feed.order))
+    ]
+    size = source.feed.batch_size
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
-def assert_pixels_are_the_stores(batch: Batch, store: Store, feed: Feed, epoch: int) -> None:
+def assert_pixels_are_the_stores(batch: Batch, store: Store, feed: Feed) -> None:
     """Compare every sample with zarr-python's reading of its window."""
-    samples = np.column_stack([batch["row"], batch["k"]])
-    corners = crop_windows(samples, seed=feed.seed, epoch=epoch, side_px=store.layout.side_px, crop_px=feed.crop_px)
-    for index, (row, (y_px, x_px)) in enumerate(zip(batch["row"].tolist(), corners.tolist(), strict=True)):
+    for index, (_, epoch, row, k) in enumerate(samples_of(batch)):
+        side_px = store.layout.side_px
+        sample = np.array([(row, k)])
+        (corner,) = crop_windows(sample, seed=feed.seed, epoch=epoch, side_px=side_px, crop_px=feed.crop_px)
+        y_px, x_px = corner.tolist()
         window = store.read_window(row, y_px, x_px, feed.crop_px)
-        for name in batch.keys() - {"row", "k"}:
+        for name in batch.keys() - MODEL_COLUMNS.keys():
             assert batch[name].dtype == window[name].dtype
             assert_array_equal(batch[name][index], window[name])
 
@@ -126,14 +142,16 @@ def assert_pixels_are_the_stores(batch: Batch, store: Store, feed: Feed, epoch: 
 def test_crops_are_those_zarr_reads(tmp_path: Path, codec: str) -> None:
     layout = Layout(side_px=36, shard_chips=16, codec=codec)
     write_version(str(tmp_path / "store"), 1, range(NUM_ROWS), layout)
-    feed = feed_of(str(tmp_path / "store"))
+    feed = feed_of(str(tmp_path / "store"), global_batch=40)
     store, source = Store.open(feed.url), ChipSource(feed)
-    got = []
-    for window in source.plan(0).windows:
-        for batch in cut_batches(store, window, feed=feed, epoch=0):
-            assert_pixels_are_the_stores(batch, store, feed, 0)
-            got.append(samples_of(batch))
-    assert got == planned(source, 0)
+    first = list(cut_batches(store, source.plan(0), feed=feed))
+    # The 24 of 144 samples that are no whole batch begin the next epoch.
+    spanning, *_ = second = list(cut_batches(store, source.plan(1), feed=feed))
+    assert spanning["epoch"].tolist() == [0] * 24 + [1] * 16
+    for batch in (*first, spanning):
+        assert_pixels_are_the_stores(batch, store, feed)
+    for epoch, batches in enumerate((first, second)):
+        assert [samples_of(batch) for batch in batches] == planned(source, epoch)
 
 
 def test_only_written_chips_of_the_split_are_fed(url: str) -> None:
@@ -146,9 +164,8 @@ def test_only_written_chips_of_the_split_are_fed(url: str) -> None:
 def test_arrays_a_store_lacks_are_left_out(tmp_path: Path) -> None:
     write_version(str(tmp_path / "store"), 1, range(20), Layout(side_px=36, shard_chips=16, has_optical=False))
     feed = feed_of(str(tmp_path / "store"))
-    (window, *_) = ChipSource(feed).plan(0).windows
-    batch = next(cut_batches(Store.open(feed.url), window, feed=feed, epoch=0))
-    assert batch.keys() == {"radar", "row", "k"}
+    batch = next(cut_batches(Store.open(feed.url), ChipSource(feed).plan(0), feed=feed))
+    assert batch.keys() == {"radar", "row", "k", "epoch", "position"}
     assert batch["radar"].shape == (8, 2, CROP_PX, CROP_PX)
 
 
@@ -173,45 +190,50 @@ def test_a_source_travels_without_its_rows(url: str) -> None:
     assert pickle.loads(pickle.dumps(source)).rows.tolist() == rows
 
 
-def test_every_execution_is_the_next_epoch_in_whole_batches(url: str, cluster: None) -> None:
-    feed = feed_of(url, multiple_of=40)
-    store, source = Store.open(url), ChipSource(feed)
-    dataset = training_samples(feed, start_epoch=5)
-    seen = []
-    for epoch in (5, 6):
+def test_every_execution_is_the_next_epoch_in_whole_batches_from_where_the_run_stands(url: str, cluster: None) -> None:
+    feed = feed_of(url, global_batch=40)
+    source = ChipSource(feed)
+    # Two of three batches of the sixth epoch were seen.
+    seen = source.course.seen_after(5) + 80
+    dataset = training_samples(feed, seen=seen)
+    got = []
+    for epoch in (5, 6, 7):
         batches: list[Batch] = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
-        assert [samples_of(batch) for batch in batches] == planned(source, epoch)
-        assert {len(batch["row"]) for batch in batches} == {8}
-        assert sum(len(batch["row"]) for batch in batches) == num_samples(feed) // 40 * 40 < num_samples(feed)
-        assert_pixels_are_the_stores(batches[-1], store, feed, epoch)
-        seen.append({sample for batch in batches for sample in samples_of(batch)})
-    assert seen[0] != seen[1]
+        got += [samples_of(batch) for batch in batches]
+        assert got[-len(batches) :] == planned(source, epoch)[-len(batches) :]
+        assert {len(batch["row"]) for batch in batches} == {40}
+    assert_pixels_are_the_stores(batches[0], Store.open(url), feed)
+    assert [sample[0] for batch in got for sample in batch] == list(range(seen, source.course.seen_after(8)))
+    assert len({sample[1:] for batch in got for sample in batch}) == 40 * len(got)
     example = batches[0]
     assert {name: (array.shape, array.dtype.name) for name, array in example.items()} == {
-        "b10": ((8, 4, 24, 24), "uint16"),
-        "b20": ((8, 6, 12, 12), "uint16"),
-        "b60": ((8, 2, 4, 4), "uint16"),
-        "radar": ((8, 2, 24, 24), "int16"),
-        "row": ((8,), "int64"),
-        "k": ((8,), "int32"),
+        "b10": ((40, 4, 24, 24), "uint16"),
+        "b20": ((40, 6, 12, 12), "uint16"),
+        "b60": ((40, 2, 4, 4), "uint16"),
+        "radar": ((40, 2, 24, 24), "int16"),
+        "row": ((40,), "int64"),
+        "k": ((40,), "int32"),
+        "epoch": ((40,), "int32"),
+        "position": ((40,), "int64"),
     }
 
 
-def test_ranks_get_equally_many_whole_batches_that_make_up_the_epoch(url: str, cluster: None) -> None:
-    feed = feed_of(url, multiple_of=16)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_are_dealt_their_parts_of_every_global_batch_in_order(url: str, cluster: None, ranks: int) -> None:
+    feed = feed_of(url, global_batch=12, ranks=ranks)
     source = ChipSource(feed)
 
-    def consume(part: ray.data.DataIterator) -> list[list[list[tuple[int, int]]]]:
-        batches = (part.iter_batches(batch_size=8, batch_format="numpy") for _ in range(2))
+    def consume(part: ray.data.DataIterator) -> list[list[list[Sample]]]:
+        batches = (part.iter_batches(batch_size=feed.batch_size, batch_format="numpy") for _ in range(2))
         return [[samples_of(batch) for batch in epoch] for epoch in batches]
 
-    with ThreadPoolExecutor(2) as pool:
-        ranks = list(pool.map(consume, training_samples(feed).streaming_split(2, equal=True)))
+    with ThreadPoolExecutor(ranks) as pool:
+        parts = list(pool.map(consume, training_samples(feed, seen=24).streaming_split(ranks, equal=True)))
     for epoch in (0, 1):
-        of_ranks = [epochs[epoch] for epochs in ranks]
-        assert len(of_ranks[0]) == len(of_ranks[1])
-        # The planned batches, unbroken.
-        assert sorted(of_ranks[0] + of_ranks[1]) == sorted(planned(source, epoch))
+        # Two global batches of the first epoch were seen.
+        expected = planned(source, epoch)[0 if epoch else 2 * ranks :]
+        for rank in range(ranks):
+            assert parts[rank][epoch] == expected[rank::ranks]
 
 
 def test_whole_chips_come_once_each_in_the_order_of_rows(url: str, cluster: None) -> None:

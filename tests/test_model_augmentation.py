@@ -86,9 +86,10 @@ def test_pretraining_takes_the_same_square_of_both_sensors() -> None:
         "radar": (ramp.repeat(1, 2, 1, 1) * 10 - 2500).to(torch.int16),
         "row": torch.arange(2),
         "k": torch.zeros(2, dtype=torch.int64),
+        "epoch": torch.zeros(2, dtype=torch.int32),
     }
     step = StepSettings(seed=3, augment=False, scale_sides_px=PAPER_SIDES_PX)
-    optical, radar, masks = pretraining_inputs(batch, patch_px=8, normalisation=SSL4EO_S12, settings=step, epoch=0)
+    optical, radar, masks = pretraining_inputs(batch, patch_px=8, normalisation=SSL4EO_S12, settings=step)
     assert optical.shape == (2, 12, 120, 120)
     assert radar.shape == (2, 2, 120, 120)
     assert masks.optical.shape == (2, 56)

@@ -95,7 +95,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_store_is_tried_as_training_reads_it(store: str) -> None:
-    feed = Feed(url=store, version=1, crop_px=24, batch_size=2, crops_per_chip=3)
+    feed = Feed(url=store, version=1, crop_px=24, global_batch=2, crops_per_chip=3)
     found = measure_feed(feed, ChipSource(feed).rows)
     assert found.shards == 2
     # The first and the last of three shards of four chips: seven of the eleven.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.epochs import Window
 from pipeline.feed import MODEL_ARRAYS, Feed, cut_batches
 from pipeline.objects import concurrently
+from pipeline.positions import Piece
 from pipeline.store import Store
 
 
@@ -67,5 +68,6 @@ def _fetch(store: Store, shard: int) -> int:
 
 
 def _cut(store: Store, rows: NDArray[np.int64], feed: Feed) -> int:
-    window = Window(number=0, rows=rows)
-    return sum(len(batch["row"]) for batch in cut_batches(store, window, feed=feed, epoch=0))
+    window = Window(epoch=0, number=0, rows=rows)
+    piece = Piece(window=window, start=0, stop=window.num_samples(feed.crops_per_chip), position=0)
+    return sum(len(batch["row"]) for batch in cut_batches(store, [piece], feed=feed))

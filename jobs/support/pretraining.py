@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,21 @@ import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.support.encoder import radar_unit
 from jobs.support.model_files import ITEM_FILE, WEIGHTS_FILE, write_model
-from jobs.support.training_loop import CHECKPOINT_FILE, train_worker
+from jobs.support.run_record import code_commit
+from jobs.support.training_loop import CHECKPOINT_FILE, samples_in, train_worker
 from jobs.support.training_report import ReportWriter
 from model import pretrained
 from model.normalisation import RADAR_UNIT, SSL4EO_S12, Normalisation, from_statistics
 from pipeline.chip_table import WRITTEN
+from pipeline.epochs import ORDER_VERSION
 from pipeline.feed import Feed, training_samples
 from pipeline.objects import Objects
+from pipeline.positions import Course
 from pipeline.quiet import quiet_data
 from pipeline.redaction import redact
 from pipeline.store import Store
@@ -45,17 +48,24 @@ class TrainingPlan:
     feed: Feed
 
     num_samples: int
-    """Trained on in an epoch: a multiple of the global batch."""
+    """Of an epoch; what is below a global batch begins the next one."""
+
+    @property
+    def course(self) -> Course:
+        """How long an epoch and a step are."""
+        return Course(epoch_samples=self.num_samples, global_batch=self.feed.global_batch)
 
 
 def say_plan(plan: TrainingPlan) -> None:
     """What will be trained, on the log."""
     settings = plan.settings
-    steps = plan.num_samples // settings["global_batch"]
+    steps = plan.course.seen_after(settings["epochs"]) // settings["global_batch"]
     sizes = (plan.num_samples, settings["epochs"], steps, settings["global_batch"], settings["num_workers"])
     log.info(
-        "CROMA %s on %d samples per epoch, %d epochs of %d steps of %d samples on %d workers", settings["size"], *sizes
+        "CROMA %s on %d samples per epoch, %d epochs in %d steps of %d samples on %d workers", settings["size"], *sizes
     )
+    if left_over := plan.course.left_over(settings["epochs"]):
+        log.info("%d samples at the end of the last epoch are less than a step and will be left out", left_over)
 
 
 def fit(plan: TrainingPlan, out: Objects) -> Result:
@@ -66,12 +76,18 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
         use_gpu = ray.cluster_resources().get("GPU", 0) >= settings["num_workers"]
     bfloat16 = settings["precision"] == "bfloat16" or (settings["precision"] == "auto" and use_gpu)
     feed = plan.feed
+    if seen := samples_seen(out):
+        epoch = plan.course.epoch_of(seen)
+        log.info("going on in epoch %d after %d samples", epoch, seen)
 
     def train_data() -> ray.data.Dataset:
-        # Called at every start of the workers, so a resumed run plans its own epochs.
+        # Called at every start of the workers: it plans what the newest checkpoint has not seen.
         quiet_data()
-        return training_samples(feed, start_epoch=_epochs_done(out))
+        return training_samples(feed, seen=samples_seen(out))
 
+    # Blocks are dealt out to the ranks in turn: in the plan's order, everyone gets its part of every global batch.
+    execution = DataConfig.default_ingest_options()
+    execution.preserve_order = True
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -80,6 +96,8 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             "epochs": settings["epochs"],
             "global_batch": settings["global_batch"],
             "num_samples": plan.num_samples,
+            "order": {**asdict(feed.order), "num_samples": plan.num_samples, "order_version": ORDER_VERSION},
+            "origin": {"store": redact(feed.url), "version": feed.version, "commit": code_commit()},
             "peak_learning_rate": settings["learning_rate"],
             "warmup_fraction": settings["warmup_fraction"],
             "weight_decay": settings["weight_decay"],
@@ -89,6 +107,7 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             "recompute": settings["recompute_activations"],
             "compile": settings["compile"],
             "report_every_epochs": settings["report_every_epochs"],
+            "checkpoint_every_samples": settings["checkpoint_every_samples"],
             "threads": None if use_gpu else 1,
             "shard_chips": Store.open(feed.url).layout.shard_chips,
             "looks": _looks_plan(plan, out),
@@ -107,6 +126,7 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             callbacks=[ReportWriter(out)],  # type: ignore[list-item]  # typed as Tune's
         ),
         datasets={"train": train_data},
+        dataset_config=DataConfig(execution_options=execution),
     )
     return trainer.fit()
 
@@ -183,11 +203,11 @@ def pooled_statistics(chips: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.
     return mean, np.sqrt(np.nanmean(stds**2, axis=0) + np.nanvar(means, axis=0))
 
 
-def _epochs_done(out: Objects) -> int:
-    """Epochs in the newest checkpoint that Ray Train knows, which is the one that it resumes from."""
+def samples_seen(out: Objects) -> int:
+    """Samples seen by the newest checkpoint that Ray Train knows, which is the one that it resumes from."""
     try:
         snapshot = out.get_json(f"{_RUN_NAME}/checkpoint_manager_snapshot.json")
     except FileNotFoundError:
         return 0
     newest = snapshot.get("latest_checkpoint_result")
-    return int(newest["checkpoint_dir_name"].removeprefix("epoch-")) if newest else 0
+    return samples_in(newest["checkpoint_dir_name"]) if newest else 0

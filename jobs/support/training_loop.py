@@ -1,19 +1,25 @@
-"""What each Ray Train worker runs: batches in, steps, reports with checkpoints out."""
+"""What each Ray Train worker runs: batches in, steps, reports with checkpoints out.
+
+A checkpoint holds what going on needs: weights, optimizer, samples seen (from which the learning rate and the feed's
+position follow), normalisation, objective, what decides the order of samples, and the commit of the code. There is no
+state of random generators in it, as nothing draws from one after the weights are initialised: masks, flips, turns and
+crops follow from (seed, epoch, row, k).
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
-from torch import distributed
+from torch import Tensor, distributed
 
 from jobs.support.job import log_to_stderr
 from jobs.support.training_looks import Looks
@@ -22,22 +28,32 @@ from model.croma import CONFIGS, CromaPretraining, Objective
 from model.normalisation import Normalisation
 from model.pretrained import load, load_weights, restore_pretraining, save, to_checkpoint
 from model.training import StepSettings, build_optimizer, learning_rate, train_step
+from pipeline.canonical import differences
 from pipeline.objects import Objects
+from pipeline.positions import Course
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "croma.pt"
 """In a Ray Train checkpoint: weights, configuration and normalisation, and what going on needs."""
 
+_NAME_PREFIX = "samples-"
+
+
+class PositionError(RuntimeError):
+    """The feed handed over other samples than those that come next."""
+
 
 def train_worker(plan: dict[str, Any]) -> None:
     """Train on this worker's share of the feed, from the newest checkpoint of the run if there is one.
 
     Args:
-        plan: Plain values: size, epochs, global_batch, num_samples (per epoch), peak_learning_rate, warmup_fraction,
-            weight_decay, normalisation, step (of `StepSettings`), report_every_epochs, threads, losses_url,
-            shard_chips (of the store), looks (of `Looks`); where they differ from the defaults, objective (of
-            `Objective`), recompute (activation checkpointing) and compile (a backend of torch.compile, or off).
+        plan: Plain values: size, epochs, global_batch, num_samples (per epoch), order (what decides the order of
+            samples), peak_learning_rate, warmup_fraction, weight_decay, normalisation, step (of `StepSettings`),
+            checkpoint_every_samples (or None: at the end of every report_every_epochs), threads, losses_url, origin
+            (of the run: store, version, commit), shard_chips (of the store), looks (of `Looks`); where they differ
+            from the defaults, objective (of `Objective`), recompute (activation checkpointing) and compile (a backend
+            of torch.compile, or off).
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -45,58 +61,90 @@ def train_worker(plan: dict[str, Any]) -> None:
         torch.set_num_threads(plan["threads"])
     torch.manual_seed(plan["step"]["seed"])
     normalisation = Normalisation.from_dict(plan["normalisation"])
-    pretraining = CromaPretraining(CONFIGS[plan["size"]], Objective(**plan.get("objective", {})))
-    pretraining.croma.recompute_activations(plan.get("recompute", False))
-    if (backend := plan.get("compile", "off")) != "off":
-        # In place: a wrapper would give the weights other names.
-        pretraining.compile(backend=backend)
+    pretraining = _new_model(plan)
     model = prepare_model(pretraining)
     optimizer = build_optimizer(pretraining, weight_decay=plan["weight_decay"])
-    first_epoch, samples_seen = _resume(pretraining, optimizer)
-    if first_epoch and rank == 0:
-        log.info("going on after epoch %d, %d samples seen", first_epoch, samples_seen)
-    total = plan["epochs"] * plan["num_samples"]
+    seen = _resume(pretraining, optimizer, plan["order"])
+    if rank == 0:
+        _forget_losses_after(plan["losses_url"], seen)
+    course = Course(epoch_samples=plan["num_samples"], global_batch=plan["global_batch"])
+    total, size = course.seen_after(plan["epochs"]), plan["global_batch"] // world
     step_settings = StepSettings(**plan["step"])
     model.train()
     looks = Looks(plan["looks"])
     steps: list[dict[str, float]] = []
-    for epoch in range(first_epoch, plan["epochs"]):
-        for batch, waited_s in _batches(plan["global_batch"] // world):
+    while seen < total:
+        epoch = course.epoch_of(seen)
+        for batch, waited_s in _batches(size):
+            _check_positions(batch["position"], seen + rank * size, size)
             start = time.monotonic()
             rate = learning_rate(
-                samples_seen,
+                seen,
                 peak=plan["peak_learning_rate"],
                 warmup_samples=int(plan["warmup_fraction"] * total),
                 total_samples=total,
             )
             values = train_step(
-                model,
-                batch,
-                optimizer,
-                normalisation=normalisation,
-                settings=step_settings,
-                epoch=epoch,
-                learning_rate=rate,
+                model, batch, optimizer, normalisation=normalisation, settings=step_settings, learning_rate=rate
             )
-            samples_seen += plan["global_batch"]
+            seen += plan["global_batch"]
             shards = (batch["row"] // plan["shard_chips"]).unique().numel()
             elapsed = time.monotonic() - start
             feed = {"waited_s": waited_s, "step_s": elapsed, "shards": shards}
-            steps.append({"samples": samples_seen, "epoch": epoch, **feed, **values})
-        done = epoch + 1
-        if done % plan["report_every_epochs"] == 0 or done == plan["epochs"]:
-            means = _write_losses(plan["losses_url"], steps, rank=rank, total=total)
-            if rank == 0:
-                looks.write(pretraining, normalisation, samples_seen, last=done == plan["epochs"])
-            state = {"optimizer": optimizer.state_dict(), "epochs_done": done, "samples_seen": samples_seen}
-            _report(pretraining, normalisation, state, means, rank=rank)
-            steps = []
+            steps.append({"samples": seen, "epoch": epoch, **feed, **values})
+            if checkpoint_due(seen, course, plan):
+                means = _write_losses(plan["losses_url"], steps, rank=rank, total=total)
+                if rank == 0:
+                    looks.write(pretraining, normalisation, seen, last=seen == total)
+                facts = {name: plan[name] for name in ("order", "origin")}
+                state = {"optimizer": optimizer.state_dict(), "samples_seen": seen, **facts}
+                _report(pretraining, normalisation, state, means, rank=rank)
+                steps = []
+        if seen != course.seen_after(epoch + 1):
+            raise PositionError(f"epoch {epoch} ended after {seen} samples instead of {course.seen_after(epoch + 1)}")
 
 
-def _batches(batch_size: int) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+def _new_model(plan: Mapping[str, Any]) -> CromaPretraining:
+    """With weights as they begin."""
+    pretraining = CromaPretraining(CONFIGS[plan["size"]], Objective(**plan.get("objective", {})))
+    pretraining.croma.recompute_activations(plan.get("recompute", False))
+    if (backend := plan.get("compile", "off")) != "off":
+        # In place: a wrapper would give the weights other names.
+        pretraining.compile(backend=backend)
+    return pretraining
+
+
+def checkpoint_due(seen: int, course: Course, plan: Mapping[str, Any]) -> bool:
+    """Whether the step after which so many samples are seen is followed by a checkpoint; the last one always is."""
+    if seen == course.seen_after(plan["epochs"]):
+        return True
+    every: int | None = plan["checkpoint_every_samples"]
+    if every:
+        return seen // every > (seen - course.global_batch) // every
+    done, epochs = course.epoch_of(seen), int(plan["report_every_epochs"])
+    return seen == course.seen_after(done) and done % epochs == 0
+
+
+def checkpoint_name(samples_seen: int) -> str:
+    """Of the folder of a checkpoint; no two of a run are equal."""
+    return f"{_NAME_PREFIX}{samples_seen:012d}"
+
+
+def samples_in(checkpoint_name: str) -> int:
+    """Samples seen when a checkpoint of this name was taken.
+
+    Raises:
+        ValueError: It is not one of ours.
+    """
+    if not checkpoint_name.startswith(_NAME_PREFIX):
+        raise ValueError(f"checkpoint {checkpoint_name} is of an earlier release: give another out")
+    return int(checkpoint_name.removeprefix(_NAME_PREFIX))
+
+
+def _batches(batch_size: int) -> Iterator[tuple[dict[str, Tensor], float]]:
     """This worker's batches of one epoch on its device, each with the seconds it was waited for."""
     shard = ray.train.get_dataset_shard("train")
-    batches = iter(shard.iter_torch_batches(batch_size=batch_size, device=get_device(), drop_last=True))
+    batches = iter(shard.iter_torch_batches(batch_size=batch_size, device=get_device(), drop_last=False))
     while True:
         start = time.monotonic()
         try:
@@ -106,17 +154,28 @@ def _batches(batch_size: int) -> Iterator[tuple[dict[str, torch.Tensor], float]]
         yield batch, time.monotonic() - start
 
 
-def _resume(pretraining: CromaPretraining, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """Load the newest checkpoint of the run, if any: epochs done and samples seen."""
+def _check_positions(positions: Tensor, first: int, size: int) -> None:
+    """Refuse what is not this rank's part of the next global batch: a sample would be seen twice or never."""
+    if not torch.equal(positions, torch.arange(first, first + size, device=positions.device)):
+        raise PositionError(
+            f"the feed handed over {len(positions)} samples, {positions.min()} to {positions.max()} of the run, where "
+            f"{first} to {first + size - 1} come next"
+        )
+
+
+def _resume(pretraining: CromaPretraining, optimizer: torch.optim.Optimizer, order: Mapping[str, Any]) -> int:
+    """Load the newest checkpoint of the run, if any; returns the samples seen."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0, 0
+        return 0
     with checkpoint.as_directory() as folder, (Path(folder) / CHECKPOINT_FILE).open("rb") as file:
         saved = load(file)
     load_weights(pretraining, restore_pretraining(saved)[0].state_dict())
     state = saved["training"]
+    if changed := list(differences(state["order"], dict(order))):
+        raise ValueError(f"the checkpoint is of another order of samples: {'; '.join(changed)}")
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["epochs_done"]), int(state["samples_seen"])
+    return int(state["samples_seen"])
 
 
 def _report(
@@ -127,21 +186,35 @@ def _report(
     *,
     rank: int,
 ) -> None:
-    """Report the means since the last report, with a checkpoint; every worker takes part."""
-    name = f"epoch-{state['epochs_done']:05d}"
-    if rank:
-        ray.train.report(means, checkpoint=None, checkpoint_dir_name=name)
-        return
-    with tempfile.TemporaryDirectory(prefix="twinlook-") as folder:
+    """Report the means since the last report, with a checkpoint that is copied while training goes on.
+
+    Every worker takes part.
+    """
+    checkpoint = None
+    if rank == 0:
+        # Ray removes the folder when the copy is made.
+        folder = tempfile.mkdtemp(prefix="twinlook-")
         with (Path(folder) / CHECKPOINT_FILE).open("wb") as file:
             save(to_checkpoint(pretraining, normalisation, training=state), file)
-        ray.train.report(means, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+        checkpoint = Checkpoint.from_directory(folder)
+    ray.train.report(
+        means,
+        checkpoint=checkpoint,
+        checkpoint_dir_name=checkpoint_name(state["samples_seen"]),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+    )
+
+
+def _forget_losses_after(url: str, seen: int) -> None:
+    """Remove what was written of steps whose checkpoint was not finished: they are taken again."""
+    losses = Objects.at(url)
+    for path in losses.list():
+        if int(Path(path).stem) > seen:
+            losses.delete(path)
 
 
 def _write_losses(url: str, steps: list[dict[str, float]], *, rank: int, total: int) -> dict[str, float]:
     """Average steps over the ranks; rank 0 logs them and writes them to a file named by the samples seen.
-
-    A resumed run that comes by the same samples again replaces the file.
 
     Returns:
         Means over the steps.
