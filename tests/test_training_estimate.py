@@ -114,7 +114,7 @@ def test_a_dry_run_says_all_of_it_and_writes_nothing(
     caplog.set_level(logging.INFO)
     words = {"store": store, "out": tmp_path / "run", "size": "tiny", "crop_px": 24, "global_batch": 4}
     main(settings(**words, dry_run="true", num_workers=2))
-    for part in ("20 steps in 10 epochs; 80 samples", "ASSUMED", "memory per worker", "checkpoint", "(measured)"):
+    for part in ("27 steps in 10 epochs; 108 samples", "ASSUMED", "memory per worker", "checkpoint", "(measured)"):
         assert part in caplog.text
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run.run").exists()

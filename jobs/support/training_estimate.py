@@ -161,7 +161,7 @@ def training_estimate(
     return TrainingEstimate(
         steps=settings["epochs"] * samples_per_epoch // settings["global_batch"],
         epochs=settings["epochs"],
-        samples=settings["epochs"] * samples_per_epoch,
+        samples=settings["epochs"] * samples_per_epoch // settings["global_batch"] * settings["global_batch"],
         sample_flops=TRAINING_FACTOR * forward,
         repeated_flops=repeated,
         samples_per_s=rate,
