@@ -62,7 +62,7 @@ def test_a_step_takes_what_was_counted_within_a_factor_of_one_and_a_half(how: di
     settings = StepSettings(seed=0, bfloat16=bool(how.get("bfloat16")), micro_batch=how.get("micro_batch"))
 
     def step() -> None:
-        train_step(model, batch, optimizer, normalisation=SSL4EO_S12, settings=settings, epoch=0, learning_rate=1e-4)
+        train_step(model, batch, optimizer, normalisation=SSL4EO_S12, settings=settings, learning_rate=1e-4)
 
     step()
     counted = training_memory(CONFIG, image_px=IMAGE_PX, batch=SAMPLES, **{"bfloat16": False, **how})
