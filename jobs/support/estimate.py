@@ -30,8 +30,9 @@ READING: Final[Mapping[str, Curve]] = {
     },
 }  # fmt: skip
 """Measured on full-size scenes (10 980 px, 15 assets) over a loopback server with 40 ms per request, on two cores: time
-is that of both. At 8 cells, which is the default, they are those of `infra/benchmarks.md`; the others (requests and
-megabytes of `window` at 4 apart) were seen on scenes whose radar was incompressible noise."""
+is that of both, beside other work: a careful figure. At 8 cells, the default, requests and megabytes are within 4 % of
+those in `infra/benchmarks.md`, which differ with the place of a block; the others (requests and megabytes of `window`
+at 4 apart) were seen on scenes whose radar was incompressible noise."""
 
 CHIP_CORE_MS: Final = 12.0
 """Beside reading: decibel, screening, statistics, hash and lz4 of a 264 px chip; measured one by one, together 7.5, and
