@@ -40,7 +40,10 @@ from pipeline.versions import latest_sealed
 from tests.small_stores import Candidate, write_model, write_store
 
 # Ray warns of its own settings whenever it copies them.
-pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context"),
+]
 
 LAYOUT = Layout(side_px=48, shard_chips=4, labels={"cover": {10: "trees", 20: "water", 30: "bare"}})
 CODES = (10, 20, 30)
@@ -76,15 +79,6 @@ def chip_of(row: int) -> ChipArrays:
 
 def cells(number: int) -> list[Cell]:
     return [Cell(epsg=32632, column=1000 + n % 5, row=9000 + n // 5, side_m=480) for n in range(number)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other make small products slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
+from jobs.support.settings import merge
+
 PresetName = Literal["croma-base-ssl4eo", "croma-large-ssl4eo", "tiny-demo"]
 
 CROMA_BASE_SSL4EO: Final[Mapping[str, Any]] = {
@@ -79,12 +81,4 @@ PRESETS: Final[Mapping[PresetName, Mapping[str, Any]]] = {
 def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, over the preset that it names; without one, or with an unknown one, as it is."""
     preset = next((values for name, values in PRESETS.items() if name == given.get("preset")), {})
-    return _over(preset, given)
-
-
-def _over(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
-    for name, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _over(merged[name], value) if both else value
-    return merged
+    return merge(preset, given)

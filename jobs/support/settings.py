@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -78,7 +78,7 @@ def parse(settings: type[J], argv: Sequence[str] | None = None) -> J:
         source = CliSettingsSource[Any](
             settings, cli_parse_args=words, cli_prog_name=_prog(settings), cli_implicit_flags=False
         )
-        parsed = settings(**_merge(values, source()))
+        parsed = settings(**merge(values, source()))
     except ValidationError as error:
         _refuse(_explain(error))
     if print_config:
@@ -158,11 +158,12 @@ def _refuse_unknown(settings: type[BaseModel], names: list[str]) -> None:
             _refuse(f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else " (see --help)"))
 
 
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in either of two nested mappings; where both say something, the second's word."""
     merged = dict(low)
     for name, value in high.items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merge(merged[name], value) if both else value
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = merge(merged[name], value) if both else value
     return merged
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bands import NATIVE_GROUPS, OPTICAL_NODATA, RADAR_BANDS, RADAR_NODATA
+from pipeline.bands import NATIVE_GROUPS
 from pipeline.chip_table import FAILED, FROM_MANIFEST, REJECTED, WRITTEN
 from pipeline.imports.plan import LABEL_PREFIX, sample_from_row
 from pipeline.imports.samples import Reading, Unfit
@@ -18,10 +18,8 @@ from pipeline.imports.sources import SOURCES
 from pipeline.layout import Layout
 from pipeline.types import ChipArrays, Item
 
-_NO_PIXELS = {
-    **{name: np.full((len(bands), 1, 1), OPTICAL_NODATA, np.uint16) for name, bands in NATIVE_GROUPS.items()},
-    "radar": np.full((len(RADAR_BANDS), 1, 1), RADAR_NODATA, np.int16),
-}
+_PIXELS = {*NATIVE_GROUPS, "radar"}
+"""Arrays of the sensors, beside labels and classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +58,7 @@ def judge(chip: ChipArrays, layout: Layout, *, min_valid_fraction: float) -> dic
     specs = layout.arrays()
     side = (layout.side_px, layout.side_px)
     valid: dict[str, NDArray[np.bool_]] = {"optical": np.ones(side, np.bool_), "radar": np.ones(side, np.bool_)}
-    for name in specs.keys() & _NO_PIXELS.keys():
+    for name in specs.keys() & _PIXELS:
         of_array = (chip[name] != specs[name].nodata).all(axis=0)
         step = specs[name].step_px
         valid["radar" if name == "radar" else "optical"] &= of_array.repeat(step, axis=0).repeat(step, axis=1)
