@@ -32,8 +32,8 @@ class HostLimits:
     """Requests that may go at once after a quiet time."""
 
     turns: int = 64
-    """Turns at a time; a turn is one request of ours, or the reads of one block, over as many connections as the
-    reader has threads."""
+    """Turns at a time; a turn is one request of ours, or the reads of one block: over as many connections for each of
+    the reader's threads as its window has rows of the file's blocks, about five."""
 
     lease_s: float = 30.0
     """A turn whose holder is not heard of for so long is given to the next, seconds."""

@@ -18,6 +18,10 @@ from pipeline.chip_table import chip_table
 from pipeline.chips import Recipe, build_unit
 from pipeline.grid import Cell, utm_box_lonlat
 from pipeline.reader import Patience, ReaderName
+from pipeline.reader_gdal import gdal_path
+from pipeline.reader_stackstac import StackstacEngine
+from pipeline.reader_types import Pixels, Source, Window
+from pipeline.reader_window import WindowEngine
 from pipeline.screening import ScreenRules
 from pipeline.store import chip_hash
 from pipeline.types import Item
@@ -405,6 +409,35 @@ def test_turns_are_asked_for_with_about_the_number_of_requests(site: Site) -> No
     site.build()
     assert len(site.access.turns) == 2  # the classification, then everything else
     assert len(site.server.asked) <= 2 * sum(site.access.turns)
+
+
+@pytest.mark.parametrize("engine", [WindowEngine, StackstacEngine])
+def test_the_rows_of_blocks_of_a_large_window_are_asked_for_together(
+    tmp_path: Path, engine: type[WindowEngine | StackstacEngine]
+) -> None:
+    side_px = 2048
+    values = np.random.default_rng(0).random((side_px, side_px + 512), np.float32)
+    place = {"epsg": 32633, "left": LEFT, "top": TOP, "pixel_m": 10.0}
+    write_tif(tmp_path / "VV.tif", values, **place, nodata=-32768.0, block_px=512)
+    window = Window(epsg=32633, bounds=(LEFT, TOP - 10 * side_px, LEFT + 10 * side_px, TOP), square_m=10 * side_px)
+    with FaultyServer(tmp_path, latency_s=0.4) as server:
+        source = Source(
+            item="S1",
+            band="VV",
+            href=f"{server.url}/VV.tif",
+            resolution_m=10,
+            fill=np.float32("nan"),
+            nodata=-32768.0,
+            smooth=True,
+            windows=(window,),
+        )
+        (read,) = engine(Patience()).read([source], [gdal_path(source.href)], lambda _, pixels: pixels)
+        assert isinstance(read, Pixels)
+        np.testing.assert_array_equal(read.arrays[0], values[:, :side_px])
+        *before, first, _, _, last = [one for one in server.asked if one.method == "GET"]
+    # One request for each row of blocks, all under way before the first is answered.
+    assert last.at_s - first.at_s < 0.4
+    assert len(before) <= 2
 
 
 def test_cells_that_the_classification_rules_out_cost_no_further_request(site: Site) -> None:

@@ -23,16 +23,16 @@ Curve = Mapping[int, tuple[float, float, float]]
 
 READING: Final[Mapping[str, Curve]] = {
     "window": {
-        1: (45, 8.19, 438), 2: (12.8, 4.42, 112), 4: (4.0, 2.70, 60), 8: (1.55, 1.97, 48), 16: (0.97, 1.56, 66),
+        1: (45, 8.19, 438), 2: (12.8, 4.42, 112), 4: (4.0, 2.70, 60), 8: (1.33, 1.84, 48), 16: (0.97, 1.56, 66),
     },
     "stackstac": {
-        1: (45, 8.44, 526), 2: (12.8, 4.55, 164), 4: (4.8, 3.25, 102), 8: (1.55, 1.97, 96), 16: (1.2, 1.66, 88),
+        1: (45, 8.44, 526), 2: (12.8, 4.55, 164), 4: (4.8, 3.25, 102), 8: (1.33, 1.84, 96), 16: (1.2, 1.66, 88),
     },
 }  # fmt: skip
 """Measured on full-size scenes (10 980 px, 15 assets) over a loopback server with 40 ms per request, on two cores: time
-is that of both, beside other work: a careful figure. At 8 cells, the default, requests and megabytes are within 4 % of
-those in `infra/benchmarks.md`, which differ with the place of a block; the others (requests and megabytes of `window`
-at 4 apart) were seen on scenes whose radar was incompressible noise."""
+is that of both, beside other work: a careful figure. At 8 cells, the default, requests and megabytes are those in
+`infra/benchmarks.md`, which differ by some hundredths with the place of a block; the others (requests and megabytes of
+`window` at 4 apart) were seen on scenes whose radar was incompressible noise, before rows of blocks came at once."""
 
 CHIP_CORE_MS: Final = 12.0
 """Beside reading: decibel, screening, statistics, hash and lz4 of a 264 px chip; measured one by one, together 7.5, and
