@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -48,12 +48,15 @@ def leave_out_earlier(planner: Planner, version: Version, *, watch: Watch = unwa
                     planner.leave_out(epsg[rows], column[rows], cell_row[rows], np.zeros_like(rows), pairs=[other])
 
 
-def plan_retry(version: Version, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def plan_retry(
+    version: Version, facts: Mapping[str, Any] | None = None, *, confirm: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """Plan a version of the candidates that failed in the ones before it; readers see its outcome instead of theirs.
 
     Args:
         version: Begun after a sealed one, not planned.
         facts: To keep with the plan.
+        confirm: See `Version.write_plan`.
 
     Returns:
         The plan as written.
@@ -62,7 +65,7 @@ def plan_retry(version: Version, facts: Mapping[str, Any] | None = None) -> dict
         StoreError: Nothing failed; or an earlier version was not planned on the grid of cells.
     """
     planner, items = plan_of_failures(version)
-    return version.write_planned(planner, items, facts={**(facts or {}), "retries": True})
+    return version.write_planned(planner, items, facts={**(facts or {}), "retries": True}, confirm=confirm)
 
 
 def plan_of_failures(version: Version) -> tuple[Planner, pa.Table]:

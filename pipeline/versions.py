@@ -102,6 +102,7 @@ class Version:
         plan: Mapping[str, Any] | None = None,
         *,
         looks: pa.Table | None = None,
+        confirm: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """Write the manifest and what it was made from, make room in the store; the plan last, which ends planning.
 
@@ -111,19 +112,24 @@ class Version:
             manifest_parts: The manifest, ascending by `row` over all parts; written as they come.
             plan: Further facts to keep with the plan; a count given here must be right.
             looks: What the rows' `look` counts in; then `plan` has `block_cells`. Without it, rows have all names.
+            confirm: Called before each part and before the plan; raises where another driver plans by now.
 
         Returns:
             The plan as written, see `pipeline.plans.write_manifest`; num_rejections beside.
 
         Raises:
-            StoreError: Planned already, or rows are not ascending, not in their shard or below the first shard.
+            StoreError: Planned already, also by another driver meanwhile, or rows are not ascending, not in their shard
+                or below the first shard.
         """
         if self.state != "planning":
             raise StoreError(f"{self.name} is planned already")
         assert (looks is not None) == ("block_cells" in (plan or {})), "looks and block_cells go together"
         store = Store.open(self.url)
         counted = plans.write_manifest(
-            self.objects, manifest_parts, first_shard=self.first_shard(), shard_chips=store.layout.shard_chips
+            self.objects,
+            _confirmed(manifest_parts, confirm),
+            first_shard=self.first_shard(),
+            shard_chips=store.layout.shard_chips,
         )
         if looks is not None:
             plans.write_looks(self.objects, looks)
@@ -135,7 +141,14 @@ class Version:
         if wrong:
             raise StoreError(f"{self.name}: the plan is not its manifest's: {'; '.join(wrong)}")
         store.resize(written["end_row"])
-        self.objects.put_json("plan.json", written)
+        if confirm is not None:
+            confirm()
+        try:
+            self.objects.put_json("plan.json", written, create=True)
+        except FileExistsError:
+            # A write whose answer got lost finds its own.
+            if canonical(self.plan) != canonical(written):
+                raise StoreError(f"{self.name} was planned by another driver meanwhile: run again") from None
         return written
 
     def write_planned(
@@ -146,6 +159,7 @@ class Version:
         facts: Mapping[str, Any] | None = None,
         *,
         watch: Watch = unwatched,
+        confirm: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
         """Write what a planner has planned, see `write_plan`; what it left out joins the rejections.
 
@@ -160,9 +174,8 @@ class Version:
         if planner.num_rows and next(planner.parts(), None) is None:
             raise StoreError(f"{self.name}: earlier versions have all {planner.num_rows} candidates; nothing is new")
         parts = watch(planner.parts(), total=planner.num_rows, what="candidates", amount=_num_rows)
-        return self.write_plan(
-            items, every_rejection(), parts, {**(facts or {}), **planner.facts}, looks=planner.looks()
-        )
+        facts = {**(facts or {}), **planner.facts}
+        return self.write_plan(items, every_rejection(), parts, facts, looks=planner.looks(), confirm=confirm)
 
     def manifest(self, *, columns: Sequence[str] | None = None) -> pa.Table:
         """One row per candidate chip, ascending by row, with all names; for versions that fit into memory."""
@@ -541,6 +554,14 @@ def begin(url: str, request: Mapping[str, Any], *, number: int | None = None) ->
         if changed:
             raise StoreError(f"{version.name} was begun with another request: {'; '.join(changed)}") from None
     return version
+
+
+def _confirmed(parts: Iterable[pa.Table], confirm: Callable[[], None] | None) -> Iterator[pa.Table]:
+    """The parts; each is handed over only when the right to write it is confirmed."""
+    for part in parts:
+        if confirm is not None:
+            confirm()
+        yield part
 
 
 def _num_rows(table: pa.Table) -> int:

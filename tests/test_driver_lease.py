@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from jobs.support.driver_lease import is_gone, kept_alive, owner
@@ -15,9 +17,13 @@ from jobs.support.run_record import RunRecord
 from jobs.support.version_stages import complete
 from pipeline.ingest import build_planned_shard
 from pipeline.leases import hold
+from pipeline.manifest import items_table, plan_rows, rejections_table
 from pipeline.objects import Objects
-from pipeline.store import StoreError
-from tests.made_units import Maker, grid, planned
+from pipeline.store import Store, StoreError
+from pipeline.versions import begin
+from tests.made_units import LAYOUT, SPLITS, Maker, grid, planned
+
+PAIRS = grid(range(4), range(4))
 
 pytestmark = [
     # Ray's own settings object warns about its own fields when it is copied.
@@ -107,3 +113,35 @@ def test_a_driver_that_does_not_know_yet_that_its_lease_is_lost_seals_nothing(tm
         with pytest.raises(StoreError, match="the lease was lost to another"):
             complete(version, Maker(), record, held=held, max_failed_fraction=0.0)
     assert version.state == "building"
+
+
+def test_a_driver_that_lost_its_lease_while_it_planned_stops_and_leaves_no_plan(tmp_path: Path) -> None:
+    version = begin(Store.create(str(tmp_path / "store"), LAYOUT).url, {})
+    rows = plan_rows(PAIRS, block_cells=2, shard_chips=LAYOUT.shard_chips, first_row=0, splits=SPLITS)
+    another = {"owner": "another", "expires": "2999-01-01T00:00:00+00:00"}
+    handed_over = []
+
+    def parts() -> Iterator[pa.Table]:
+        for start in range(0, rows.num_rows, LAYOUT.shard_chips):
+            handed_over.append(start)
+            if start:
+                version.objects.put_json("leases/00000002.json", another)
+            yield rows.slice(start, LAYOUT.shard_chips)
+
+    lost = pytest.raises(StoreError, match="the lease was lost to another")
+    with version.lease(owner()) as lease, kept_alive(lease) as held, lost:
+        version.write_plan(items_table(PAIRS), rejections_table([]), parts(), confirm=held.confirm)
+    assert handed_over == [0, LAYOUT.shard_chips]
+    assert version.state == "planning"
+
+
+def test_of_two_plans_the_first_counts(tmp_path: Path) -> None:
+    version = begin(Store.create(str(tmp_path / "store"), LAYOUT).url, {})
+    rows = plan_rows(PAIRS, block_cells=2, shard_chips=LAYOUT.shard_chips, first_row=0, splits=SPLITS)
+
+    def overtaken() -> None:
+        version.objects.put_json("plan.json", {"by": "another"})
+
+    with pytest.raises(StoreError, match="planned by another driver meanwhile"):
+        version.write_plan(items_table(PAIRS), rejections_table([]), [rows], confirm=overtaken)
+    assert version.plan == {"by": "another"}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 from pydantic import Field
 
-from jobs.support.driver_lease import is_gone, kept_alive, owner
+from jobs.support.driver_lease import Held, is_gone, kept_alive, owner
 from jobs.support.job import JobError, connect
 from jobs.support.progress import watching
 from jobs.support.region_settings import Splits
@@ -166,14 +166,14 @@ def import_store(settings: ImportSettings, record: RunRecord) -> Version:
             with record.stage("find"):
                 found = found or find_samples(settings)
             with record.stage("plan"):
-                _plan(version, found, settings)
+                _plan(version, found, settings, held)
         connect(settings)
         complete(version, _unit(settings), record, held=held, max_failed_fraction=settings.max_failed_fraction)
     record.results.update(reused=False, **_summary(version))
     return version
 
 
-def _plan(version: Version, found: Found, settings: ImportSettings) -> None:
+def _plan(version: Version, found: Found, settings: ImportSettings, held: Held) -> None:
     parts = manifest_parts(
         found.samples,
         first_row=version.first_shard() * settings.shard_chips,
@@ -181,7 +181,8 @@ def _plan(version: Version, found: Found, settings: ImportSettings) -> None:
         rules=settings.split_rules,
     )
     watched = watching("plan")(parts, total=len(found.samples), what="samples", amount=lambda part: part.num_rows)
-    plan = version.write_plan(ITEMS_SCHEMA.empty_table(), rejections_table(found.not_taken), watched)
+    rejections = rejections_table(found.not_taken)
+    plan = version.write_plan(ITEMS_SCHEMA.empty_table(), rejections, watched, confirm=held.confirm)
     log.info("planned %d chips in %d shards", plan["num_chips"], len(version.shards()))
 
 

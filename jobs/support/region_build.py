@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.support.candidates import Candidates, Offer, access_of, ask_archive, pair_offer
 from jobs.support.cell_choice import Wanted
-from jobs.support.driver_lease import is_gone, kept_alive, owner
+from jobs.support.driver_lease import Held, is_gone, kept_alive, owner
 from jobs.support.job import connect
 from jobs.support.progress import watching
 from jobs.support.region_settings import RegionBuild
@@ -67,7 +67,7 @@ def build_store(
         with version.lease(owner(), is_gone=is_gone) as lease, kept_alive(lease) as held:
             if version.state == "planning":
                 with record.stage("plan"):
-                    _write_plan(version, prepared)
+                    _write_plan(version, prepared, held)
             connect(settings)
             complete(
                 version,
@@ -162,9 +162,9 @@ def _leave_out_earlier(planner: Planner, version: Version) -> None:
         raise StoreError(f"{version.url}: earlier versions have all {candidates} candidates; nothing is new")
 
 
-def _write_plan(version: Version, prepared: tuple[Offer, Candidates] | None) -> None:
+def _write_plan(version: Version, prepared: tuple[Offer, Candidates] | None, held: Held) -> None:
     if prepared is None:
-        plan = plan_retry(version, _facts_of_last(version))
+        plan = plan_retry(version, _facts_of_last(version), confirm=held.confirm)
     else:
         offer, candidates = prepared
         version.objects.put_table("item_notes.parquet", offer.notes)
@@ -175,6 +175,7 @@ def _write_plan(version: Version, prepared: tuple[Offer, Candidates] | None) -> 
             candidates.rejections.tables(),
             facts,
             watch=watching("plan"),
+            confirm=held.confirm,
         )
     log.info("planned %d chips in %d shards", plan["num_chips"], len(version.shards()))
 
