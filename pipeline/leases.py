@@ -6,6 +6,7 @@ has expired. Tasks need none: what they write is whole and the same whoever writ
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 
 from pipeline.objects import Objects
 from pipeline.store import StoreError
+
+log = logging.getLogger(__name__)
 
 Clock = Callable[[], datetime]
 IsGone = Callable[[str], bool]
@@ -90,7 +93,11 @@ def hold(
     try:
         yield lease
     finally:
-        lease._write(clock())
+        try:
+            lease._write(clock())
+        except OSError as error:
+            # It runs out by itself; and what ended the block, if anything did, is what is to be heard of.
+            log.warning("%s: the lease could not be given back and runs out in %.0f s: %s", what, ttl_s, error)
 
 
 def _refuse_live(objects: Objects, number: int, *, what: str, owner: str, now: datetime, is_gone: IsGone) -> None:

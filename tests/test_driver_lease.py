@@ -145,3 +145,16 @@ def test_of_two_plans_the_first_counts(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="planned by another driver meanwhile"):
         version.write_plan(items_table(PAIRS), rejections_table([]), [rows], confirm=overtaken)
     assert version.plan == {"by": "another"}
+
+
+def test_a_store_that_is_away_at_the_end_hides_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    leases = Objects.at(str(tmp_path / "leases"))
+
+    def away(*args: object, **how: object) -> None:
+        raise OSError("the store is away")
+
+    wrong = pytest.raises(ValueError, match="what went wrong")
+    with pytest.MonkeyPatch.context() as patch, wrong, hold(leases, what="this", owner="me", ttl_s=60):
+        patch.setattr(Objects, "put_json", away)
+        raise ValueError("what went wrong")
+    assert "this: the lease could not be given back and runs out in 60 s: the store is away" in caplog.text
