@@ -9,13 +9,14 @@ samples stand, and which of them make up a batch, is in `pipeline.positions`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.layout import WINDOW_STEP_PX
+from pipeline.mixture import Part, Stretch, stretches
 
 ORDER_VERSION = 1
 """Of the arithmetic here: another number, another order, and a run cannot go on within an epoch."""
@@ -37,10 +38,17 @@ class SampleOrder:
     window_chips: int = 1024
     """Chips shuffled together; all their crops are in memory at once (218 kB each at 120 px)."""
 
+    parts: tuple[Part, ...] = ()
+    """What an epoch takes of several sources, in the order of their rows; none: every chip once."""
+
     def __post_init__(self) -> None:
         for name in ("crops_per_chip", "global_batch", "window_chips"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def epoch_chips(self, num_chips: int) -> int:
+        """Chips that an epoch takes where there are so many, those that come again counted again."""
+        return sum(part.taken for part in self.parts) or num_chips
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +64,9 @@ class Window:
     rows: NDArray[np.int64]
     """(chip,) ascending."""
 
+    turns: NDArray[np.int64] | None = None
+    """(chip,) how often a chip came before in the epoch, see `pipeline.mixture`; None: all for the first time."""
+
     def num_samples(self, crops_per_chip: int) -> int:
         """Samples of this window."""
         return len(self.rows) * crops_per_chip
@@ -63,6 +74,8 @@ class Window:
 
 def plan_epoch(rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder, epoch: int) -> tuple[Window, ...]:
     """Cut an epoch into windows of shuffled shards, in the order they are read; every chip is in one of them.
+
+    Of several sources it is as many chips as the epoch takes of each, see `SampleOrder.parts`.
 
     Counted from the first sample of the run, windows end where a global batch ends, if they have room for one: chips
     too many for that go into the next window.
@@ -75,11 +88,16 @@ def plan_epoch(rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder,
     """
     # Windows have the numbers from 1 on.
     rng = np.random.default_rng([order.seed, epoch, 0])
-    groups = list(_windows(rows, shard_chips, order, _chips_to_fill(len(rows), order, epoch), rng))
-    if len(groups) > 1 and len(groups[-1]) < min(order.global_batch, order.window_chips):
+    if order.parts:
+        shards = stretches(rows, order.parts, shard_chips=shard_chips, seed=order.seed, epoch=epoch)
+    else:
+        split = np.split(rows, np.flatnonzero(np.diff(rows // shard_chips)) + 1)
+        shards = [Stretch(rows=split[number], turn=0) for number in rng.permutation(len(split))]
+    groups = list(_windows(shards, order, _chips_to_fill(order.epoch_chips(len(rows)), order, epoch), rng))
+    if len(groups) > 1 and len(groups[-1][0]) < min(order.global_batch, order.window_chips):
         # Too few chips to keep the crops of one apart.
-        groups[-2:] = [np.concatenate(groups[-2:])]
-    return tuple(Window(epoch=epoch, number=number, rows=np.sort(group)) for number, group in enumerate(groups))
+        groups[-2:] = [np.concatenate(groups[-2:], axis=1)]
+    return tuple(_window(epoch, number, group) for number, group in enumerate(groups))
 
 
 def sample_order(window: Window, *, order: SampleOrder) -> NDArray[np.int64]:
@@ -97,8 +115,11 @@ def sample_order(window: Window, *, order: SampleOrder) -> NDArray[np.int64]:
     passes = [rng.permutation(num_rows)]
     for _ in range(1, order.crops_per_chip):
         passes.append(_shuffle_apart(passes[-1], distance, rng))
-    rows = window.rows[np.concatenate(passes)]
-    return np.column_stack([rows, np.repeat(np.arange(order.crops_per_chip), num_rows)])
+    places = np.concatenate(passes)
+    k = np.repeat(np.arange(order.crops_per_chip), num_rows)
+    if window.turns is not None:
+        k += window.turns[places] * order.crops_per_chip
+    return np.column_stack([window.rows[places], k])
 
 
 def crop_windows(
@@ -141,26 +162,33 @@ def _chips_to_fill(num_chips: int, order: SampleOrder, epoch: int) -> int:
 
 
 def _windows(
-    rows: NDArray[np.int64], shard_chips: int, order: SampleOrder, to_fill: int, rng: np.random.Generator
+    shards: Iterable[Stretch], order: SampleOrder, to_fill: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows of shuffled shards in groups that end with a global batch, but for the last one."""
+    """(2, chip) rows and turns of shards in groups that end with a global batch, but for the last one."""
     step = order.global_batch // math.gcd(order.global_batch, order.crops_per_chip)
-    shards = np.split(rows, np.flatnonzero(np.diff(rows // shard_chips)) + 1)
     held: list[NDArray[np.int64]] = []
     num_held = num_before = 0
-    for number in rng.permutation(len(shards)):
-        held.append(shards[number])
-        num_held += len(shards[number])
+    for shard in shards:
+        held.append(np.stack([shard.rows, np.full_like(shard.rows, shard.turn)]))
+        num_held += len(shard.rows)
         if num_held >= order.window_chips:
             too_many = (num_before + num_held - to_fill) % step
             taken = num_held - too_many if too_many < num_held else num_held
             # What does not fit comes from the newest shard: the next window reads it beside others.
-            held[-1] = rng.permutation(held[-1])
-            group = np.concatenate(held)
-            yield group[:taken]
-            held, num_held, num_before = [group[taken:]], num_held - taken, num_before + taken
+            held[-1] = held[-1][:, rng.permutation(held[-1].shape[1])]
+            group = np.concatenate(held, axis=1)
+            yield group[:, :taken]
+            held, num_held, num_before = [group[:, taken:]], num_held - taken, num_before + taken
     if num_held:
-        yield np.concatenate(held)
+        yield np.concatenate(held, axis=1)
+
+
+def _window(epoch: int, number: int, group: NDArray[np.int64]) -> Window:
+    """Of (2, chip) rows and turns."""
+    if not group[1].any():
+        return Window(epoch=epoch, number=number, rows=np.sort(group[0]))
+    rows, turns = group[:, np.lexsort(group[::-1])]
+    return Window(epoch=epoch, number=number, rows=rows, turns=turns)
 
 
 def _shuffle_apart(chips: NDArray[np.int64], distance: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ class Course:
     """A run's length and step, in samples."""
 
     epoch_samples: int
-    """T: chips times crops per chip."""
+    """T: chips that an epoch takes times crops per chip."""
 
     global_batch: int
     """G."""
@@ -91,7 +91,8 @@ def plan_pieces(
     Raises:
         ValueError: An epoch has fewer samples than a global batch.
     """
-    course = Course(epoch_samples=len(rows) * order.crops_per_chip, global_batch=order.global_batch)
+    epoch_samples = order.epoch_chips(len(rows)) * order.crops_per_chip
+    course = Course(epoch_samples=epoch_samples, global_batch=order.global_batch)
     first, last = max(seen, course.seen_after(epoch)), course.seen_after(epoch + 1)
     carried = first < epoch * course.epoch_samples
     pieces = []
