@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 
+from pipeline.chip_filter import EVERY_CHIP, ChipFilter, choose
 from pipeline.epochs import SampleOrder, crop_windows
 from pipeline.layout import ArraySpec
+from pipeline.mixture import Part
 from pipeline.positions import Course, Piece, plan_pieces, share_out
-from pipeline.store import ShardReader, Store, StoreError
+from pipeline.sources import Source, Sources, choose_all
+from pipeline.store import ChipShards, ShardReader, Store
 from pipeline.types import ChipArrays
 from pipeline.versions import Version, latest_sealed
 
@@ -51,6 +54,15 @@ class Feed:
     version: int
     """Number of a version: its chips and those of the versions before it."""
 
+    others: tuple[Source, ...] = ()
+    """Stores beside this one, whose rows follow its own, see `pipeline.sources`."""
+
+    parts: tuple[Part, ...] = ()
+    """See `SampleOrder`; needed where there are others."""
+
+    only: ChipFilter = EVERY_CHIP
+    """Conditions that a chip must meet."""
+
     split: str = "train"
     crop_px: int = 120
     """Side of a crop in 10 m pixels; a multiple of 6, unless the store has all bands on 10 m."""
@@ -68,6 +80,11 @@ class Feed:
     def __post_init__(self) -> None:
         if self.global_batch % self.ranks:
             raise ValueError(f"global_batch={self.global_batch} is no multiple of ranks={self.ranks}")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All stores, in the order of their rows."""
+        return (Source(url=self.url, version=self.version), *self.others)
 
     @property
     def batch_size(self) -> int:
@@ -90,20 +107,22 @@ class ChipSource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         self.feed = feed
         self.seen = seen
-        self._store = Store.open(feed.url)
+        self._store = Sources(feed.sources)
         self._specs = _specs(self._store, MODEL_ARRAYS)
         # Refuses a crop that does not fit, here and not in a task.
         self._store.layout.check_window(0, 0, feed.crop_px)
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """Rows of the split that hold chips, ascending."""
-        return _rows(self.feed.url, self.feed.version, self.feed.split)
+        """Rows of the chips that are fed, ascending."""
+        chosen = choose_all(self.feed.sources, self.feed.only, split=self.feed.split)
+        return np.concatenate([self._store.rows_of(number, each.rows) for number, each in enumerate(chosen)])
 
     @cached_property
     def course(self) -> Course:
         """How long an epoch is."""
-        return Course(epoch_samples=len(self.rows) * self.feed.crops_per_chip, global_batch=self.feed.global_batch)
+        samples = self.feed.order.epoch_chips(len(self.rows)) * self.feed.crops_per_chip
+        return Course(epoch_samples=samples, global_batch=self.feed.global_batch)
 
     def plan(self, epoch: int) -> list[Piece]:
         """What is read for an epoch, in the order it is read, from where the run stands."""
@@ -116,7 +135,7 @@ class ChipSource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all samples of an epoch."""
-        return len(self.rows) * self.feed.order.crops_per_chip * self.sample_bytes()
+        return self.course.epoch_samples * self.sample_bytes()
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -128,7 +147,7 @@ class ChipSource(Datasource):
 
     def _task(self, pieces: list[Piece], limit: int | None) -> ReadTask:
         def read(feed: Feed = self.feed, pieces: list[Piece] = pieces) -> Iterator[Block]:
-            for batch in cut_batches(Store.open(feed.url), pieces, feed=feed):
+            for batch in cut_batches(Sources(feed.sources), pieces, feed=feed):
                 yield BlockAccessor.batch_to_block(batch)
 
         num_samples = sum(piece.num_samples for piece in pieces)
@@ -188,7 +207,8 @@ def training_samples(feed: Feed, *, seen: int = 0) -> ray.data.Dataset:
 
 def num_samples(feed: Feed) -> int:
     """Samples of an epoch."""
-    return len(_rows(feed.url, feed.version, feed.split)) * feed.crops_per_chip
+    chosen = choose_all(feed.sources, feed.only, split=feed.split)
+    return feed.order.epoch_chips(sum(len(each.rows) for each in chosen)) * feed.crops_per_chip
 
 
 def read_chips(
@@ -212,11 +232,12 @@ def read_chips(
         StoreError: No store, no such version, or no written chips.
     """
     number = latest_sealed(store).number if version is None else version
-    source = WholeChipSource(store, _rows(store, number, split), arrays=arrays, batch_size=batch_size)
+    rows = choose(Version(store, number), EVERY_CHIP, split=split).or_refuse().rows
+    source = WholeChipSource(store, rows, arrays=arrays, batch_size=batch_size)
     return _dataset(source, block_bytes=batch_size * source.chip_bytes)
 
 
-def cut_batches(store: Store, pieces: Sequence[Piece], *, feed: Feed) -> Iterator[Batch]:
+def cut_batches(store: ChipShards, pieces: Sequence[Piece], *, feed: Feed) -> Iterator[Batch]:
     """The batches that consecutive pieces fill: each chip is decoded once, its crops go where the order has them.
 
     A piece's crops are in memory together, and beside them those of a batch that the piece before has begun.
@@ -241,7 +262,7 @@ def cut_batches(store: Store, pieces: Sequence[Piece], *, feed: Feed) -> Iterato
 
 
 def _cut_piece(
-    store: Store, piece: Piece, samples: NDArray[np.int64], batches: Sequence[Batch], first: int, *, feed: Feed
+    store: ChipShards, piece: Piece, samples: NDArray[np.int64], batches: Sequence[Batch], first: int, *, feed: Feed
 ) -> None:
     """Put the samples of a piece into batches, from place `first` on, counted over all batches."""
     layout, specs = store.layout, _specs(store, MODEL_ARRAYS)
@@ -275,7 +296,9 @@ def _cut_piece(
                 batch[name][index] = spec.window(chip[name], y_px, x_px, feed.crop_px)
 
 
-def whole_batches(store: Store, rows: NDArray[np.int64], *, arrays: Sequence[str], batch_size: int) -> Iterator[Batch]:
+def whole_batches(
+    store: ChipShards, rows: NDArray[np.int64], *, arrays: Sequence[str], batch_size: int
+) -> Iterator[Batch]:
     """Whole chips in the order of rows, in batches."""
     specs = _specs(store, arrays)
     chips = _decoded(store, rows, tuple(specs))
@@ -289,7 +312,7 @@ def whole_batches(store: Store, rows: NDArray[np.int64], *, arrays: Sequence[str
         yield batch
 
 
-def _decoded(store: Store, rows: NDArray[np.int64], arrays: Sequence[str]) -> Iterator[tuple[int, ChipArrays]]:
+def _decoded(store: ChipShards, rows: NDArray[np.int64], arrays: Sequence[str]) -> Iterator[tuple[int, ChipArrays]]:
     """Every row with its pixels, ascending; the arrays are used again for the next row."""
     scratch: ChipArrays | None = None
     for of_shard in np.split(rows, np.flatnonzero(np.diff(rows // store.layout.shard_chips)) + 1):
@@ -322,14 +345,7 @@ def _executions_before(data_context: Any) -> int:
     return 0 if data_context is None else int(data_context._execution_idx)
 
 
-def _rows(store: str, version: int, split: str | None) -> NDArray[np.int64]:
-    rows = Version(store, version).written_rows(split=split)
-    if not rows.size:
-        raise StoreError(f"{store} version {version} holds no chips" + (f" of split {split}" if split else ""))
-    return rows
-
-
-def _specs(store: Store, arrays: Sequence[str]) -> dict[str, ArraySpec]:
+def _specs(store: ChipShards, arrays: Sequence[str]) -> dict[str, ArraySpec]:
     return {name: spec for name, spec in store.layout.arrays().items() if name in arrays}
 
 

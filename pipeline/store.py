@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import zarr
@@ -29,7 +29,7 @@ from pipeline.shards import (
 )
 from pipeline.types import ChipArrays
 
-__all__ = ["LAYOUT_VERSION", "Layout", "ShardReader", "Store", "StoreError", "chip_hash", "persistently"]
+__all__ = ["LAYOUT_VERSION", "ChipShards", "Layout", "ShardReader", "Store", "StoreError", "chip_hash", "persistently"]
 
 T = TypeVar("T")
 
@@ -113,6 +113,10 @@ class Store:
             if array.shape[0] < end_row:
                 array.resize((end_row, *spec.shape))
         self.__dict__.pop("group", None)
+
+    def holder(self, shard: int) -> tuple[Store, int]:
+        """See `ChipShards`."""
+        return self, shard
 
     def rows_of(self, shard: int) -> range:
         """The rows a shard has room for."""
@@ -200,15 +204,25 @@ class Store:
         return Store.open, (self.url,)
 
 
+class ChipShards(Protocol):
+    """Chips in shards: a store, or several as one."""
+
+    @property
+    def layout(self) -> Layout:
+        """Of the chips; `shard_chips` is the room for rows that each shard has."""
+
+    def holder(self, shard: int) -> tuple[Store, int]:
+        """The store that has a shard, and the shard's number there."""
+
+
 class ShardReader:
     """Some chips of one shard: every object read once, every chunk decoded when it is asked for."""
 
-    def __init__(self, store: Store, shard: int, arrays: Iterable[str], rows: Sequence[int]) -> None:
-        self._store = store
-        self._specs = {name: store.layout.arrays()[name] for name in arrays}
-        first_row = store.rows_of(shard).start
-        places = [row - first_row for row in rows]
-        fetched = concurrently(lambda name: self._fetch(store.shard_key(name, shard), places), self._specs)
+    def __init__(self, chips: ChipShards, shard: int, arrays: Iterable[str], rows: Sequence[int]) -> None:
+        self._store, own = chips.holder(shard)
+        self._specs = {name: self._store.layout.arrays()[name] for name in arrays}
+        places = [row - shard * chips.layout.shard_chips for row in rows]
+        fetched = concurrently(lambda name: self._fetch(self._store.shard_key(name, own), places), self._specs)
         self._chunks = dict(zip(self._specs, (dict(zip(rows, chunks, strict=True)) for chunks in fetched), strict=True))
 
     def read(self, row: int, out: ChipArrays) -> None:

@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from jobs.support.chip_pictures import coloured, true_colour, views
-from jobs.support.chip_places import centres, footprints, georeferences, unrolled
 from jobs.support.dataset_facts import BANDS, dataset_facts, even_rows
 from jobs.support.dataset_report import dataset_page, write_dataset_report
 from jobs.support.pictures import coverage_map
+from pipeline.chip_places import centres, footprints, georeferences, unrolled
 from pipeline.chip_table import FROM_MANIFEST, SCHEMA, chip_table
 from pipeline.grid import Cell, cell_at
 from pipeline.layout import Layout

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.support.chip_places import centres, footprints, georeferences, place_columns
 from jobs.support.ledger_rows import ledger_rows
 from pipeline.bands import RADAR_BANDS
+from pipeline.chip_places import centres, footprints, georeferences, place_columns
 from pipeline.chip_table import FAILED, REJECTED, STATUSES, WRITTEN, add_ledgers, ledger
 from pipeline.grid import PIXEL_M
 from pipeline.layout import Layout

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from jobs.support import words
 from jobs.support.chip_pictures import chip_sheet, views
-from jobs.support.chip_places import centres, footprints, georeferences, place_columns
 from jobs.support.dataset_facts import DatasetFacts
+from pipeline.chip_places import centres, footprints, georeferences, place_columns
 from pipeline.chip_table import FAILED, REJECTED, WRITTEN
 from pipeline.grid import PIXEL_M, Cell, cell_at, is_owned
 from pipeline.store import Store, StoreError

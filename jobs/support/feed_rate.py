@@ -13,7 +13,8 @@ from pipeline.epochs import Window
 from pipeline.feed import MODEL_ARRAYS, Feed, cut_batches
 from pipeline.objects import concurrently
 from pipeline.positions import Piece
-from pipeline.store import Store
+from pipeline.sources import Sources
+from pipeline.store import ChipShards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ def measure_feed(feed: Feed, rows: NDArray[np.int64], *, shards: int = 2) -> Fee
         rows: Rows that hold chips, ascending.
         shards: How many to read at the most.
     """
-    store = Store.open(feed.url)
+    store = Sources(feed.sources)
     groups = np.split(rows, np.flatnonzero(np.diff(rows // store.layout.shard_chips)) + 1)
     chosen = [groups[at] for at in sorted({round(at) for at in np.linspace(0, len(groups) - 1, shards)})]
     start = time.perf_counter()
@@ -62,12 +63,13 @@ def measure_feed(feed: Feed, rows: NDArray[np.int64], *, shards: int = 2) -> Fee
     )
 
 
-def _fetch(store: Store, shard: int) -> int:
-    names: Sequence[str] = [name for name in store.layout.arrays() if name in MODEL_ARRAYS]
-    return sum(concurrently(lambda name: len(store.objects.view(store.shard_key(name, shard))), names))
+def _fetch(chips: ChipShards, shard: int) -> int:
+    names: Sequence[str] = [name for name in chips.layout.arrays() if name in MODEL_ARRAYS]
+    store, own = chips.holder(shard)
+    return sum(concurrently(lambda name: len(store.objects.view(store.shard_key(name, own))), names))
 
 
-def _cut(store: Store, rows: NDArray[np.int64], feed: Feed) -> int:
+def _cut(store: ChipShards, rows: NDArray[np.int64], feed: Feed) -> int:
     window = Window(epoch=0, number=0, rows=rows)
     piece = Piece(window=window, start=0, stop=window.num_samples(feed.crops_per_chip), position=0)
     return sum(len(batch["row"]) for batch in cut_batches(store, [piece], feed=feed))

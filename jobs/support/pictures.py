@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from jobs.support.chip_pictures import label_colour, radar_colour, true_colour
-from jobs.support.chip_places import centres, unrolled
+from pipeline.chip_places import centres, unrolled
 from pipeline.grid import Cell
 from pipeline.types import ChipArrays
 

@@ -22,10 +22,10 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from jobs.support.chip_places import footprints, georeferences, place_columns
 from jobs.support.ledger_rows import ledger_rows
 from pipeline.antimeridian import within_180
 from pipeline.archives import Archive, known_archives
+from pipeline.chip_places import footprints, georeferences, place_columns
 from pipeline.chip_table import WRITTEN
 from pipeline.grid import PIXEL_M
 from pipeline.layout import ArraySpec, Layout
