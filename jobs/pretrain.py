@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import ray
 from pydantic import Field, model_validator
 
 from jobs.support.encoder import check_units
+from jobs.support.fed import ChipConditions, FedStore, parts_of, sealed_sources
 from jobs.support.job import JobError, connect, run_job
 from jobs.support.model_files import WEIGHTS_FILE
 from jobs.support.presets import PresetName, with_preset
@@ -27,10 +29,9 @@ from jobs.support.training_estimate import Assumptions, say_estimate
 from jobs.support.training_report import REPORT_FILE, REQUEST_FILE, write_training_report
 from model.normalisation import SSL4EO_S12
 from pipeline.canonical import differences
-from pipeline.feed import Feed, num_samples
+from pipeline.feed import Feed
 from pipeline.objects import Objects
-from pipeline.store import Store
-from pipeline.versions import Version, latest_sealed
+from pipeline.sources import Source, Sources, choose_all
 
 log = logging.getLogger("pretrain")
 
@@ -64,11 +65,19 @@ class Objectives(Group):
 class Pretrain(JobSettings):
     """Pretrain CROMA on a chip store, across the workers of a Ray cluster."""
 
-    store: str
+    store: str | None = None
     """Chip store with both sensors: a path or s3://, az://, gs://."""
 
     version: int | None = Field(default=None, ge=1)
     """Sealed version of the store; unset: the newest."""
+
+    stores: tuple[FedStore, ...] = ()
+    """Instead of store, several that are mixed: in a YAML file a list of store, version and weight, on the command line
+    the same as JSON. An epoch has as many samples as without weights; a store that is to give more than it has begins
+    again with other crops, one that is to give less gives other chips each epoch until all have had their turn."""
+
+    filter: ChipConditions = ChipConditions()
+    """Which chips are fed."""
 
     out: str
     """Directory of the run: checkpoints, losses, report.html, model.safetensors; on a cluster a shared file system or
@@ -172,15 +181,28 @@ class Pretrain(JobSettings):
     def _from_preset(cls, given: Any) -> Any:
         return with_preset(given) if isinstance(given, dict) else given
 
+    @model_validator(mode="after")
+    def _one_way_to_name_stores(self) -> Self:
+        if (self.store is None) == (not self.stores):
+            raise ValueError(
+                "store is required, or stores; " + ("both were" if self.stores else "neither was") + " given"
+            )
+        if self.stores and self.version:
+            raise ValueError("version is of store; in stores, each has its own")
+        return self
+
+    @property
+    def fed(self) -> tuple[FedStore, ...]:
+        """The stores, whichever way they were named."""
+        return self.stores or (FedStore(store=str(self.store), version=self.version),)
+
 
 def main(settings: Pretrain) -> None:
     """Plan, train or go on, export the weights, write the page."""
-    version = Version(settings.store, settings.version) if settings.version else latest_sealed(settings.store)
-    if version.state != "sealed":
-        raise JobError(f"{version.name} is {version.state}: build it to the end first")
-    layout = Store.open(settings.store).layout
+    sources = sealed_sources(settings.fed)
+    layout = Sources(sources).layout
     if not (layout.has_optical and layout.has_radar):
-        raise JobError(f"{settings.store} lacks a sensor; pretraining needs both")
+        raise JobError(f"{sources[0].url} lacks a sensor; pretraining needs both")
     if settings.normalisation == "ssl4eo-s12":
         check_units(layout, SSL4EO_S12)
     if (side_px := window_px(settings.model_dump())) > layout.side_px:
@@ -190,15 +212,16 @@ def main(settings: Pretrain) -> None:
         )
     if settings.global_batch % settings.num_workers:
         raise ValueError(f"global_batch={settings.global_batch} is no multiple of num_workers={settings.num_workers}")
-    plan = _plan(settings, version)
+    plan = _plan(settings, sources)
     if settings.dry_run:
         say_plan(plan)
         say_estimate(plan)
         return
     with recorded(settings, job="pretrain", output=settings.out) as record:
         out = Objects.at(settings.out)
-        _claim(out, settings, version)
-        record.inputs["store"] = {"url": settings.store, "version": version.number}
+        _claim(out, settings, sources)
+        inputs = [{"url": each.url, "version": each.version} for each in sources]
+        record.inputs.update({"stores": inputs} if settings.stores else {"store": inputs[0]})
         if is_exported(out):
             log.info("%s holds a trained model already: nothing to do", settings.out)
             record.results["reused"] = True
@@ -219,21 +242,27 @@ def main(settings: Pretrain) -> None:
         log.info("trained: %s/%s (%s)", settings.out.rstrip("/"), WEIGHTS_FILE, digest[:12])
 
 
-def _plan(settings: Pretrain, version: Version) -> TrainingPlan:
+def _plan(settings: Pretrain, sources: tuple[Source, ...]) -> TrainingPlan:
+    only, split = settings.filter.of_chips(), settings.filter.split
+    chosen = choose_all(sources, only, split=split)
     feed = Feed(
-        url=settings.store,
-        version=version.number,
-        split="train",
+        url=sources[0].url,
+        version=sources[0].version,
+        others=sources[1:],
+        parts=parts_of(settings.fed, chosen, global_batch=settings.global_batch),
+        only=only,
+        split=split,
         crop_px=window_px(settings.model_dump()),
         crops_per_chip=settings.crops_per_chip,
         seed=settings.seed,
         global_batch=settings.global_batch,
         ranks=settings.num_workers,
     )
-    samples = num_samples(feed)
+    samples = feed.order.epoch_chips(sum(len(each.rows) for each in chosen)) * feed.crops_per_chip
     if samples < settings.global_batch:
+        names = " and ".join(each.name for each in chosen)
         raise JobError(
-            f"{version.name} has {samples} training samples, fewer than one global batch of {settings.global_batch}; "
+            f"{names}: {samples} training samples are fewer than one global batch of {settings.global_batch}; "
             "lower global_batch, raise crops_per_chip, or build a larger dataset"
         )
     return TrainingPlan(settings=settings.model_dump(), feed=feed, num_samples=samples)
@@ -252,7 +281,7 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
         )
 
 
-def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
+def _claim(out: Objects, settings: Pretrain, sources: Sequence[Source]) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
     how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every_samples"}
     elsewhere = {
@@ -266,7 +295,15 @@ def _claim(out: Objects, settings: Pretrain, version: Version) -> None:
         "compile",
         *how,
     }
-    request: dict[str, Any] = {**settings.model_dump(mode="json", exclude=elsewhere), "version": version.number}
+    request: dict[str, Any] = {
+        **settings.model_dump(mode="json", exclude=elsewhere),
+        "filter": settings.filter.request(),
+    }
+    if settings.stores:
+        stores = zip(settings.stores, sources, strict=True)
+        request["stores"] = [{**each.model_dump(mode="json"), "version": found.version} for each, found in stores]
+    else:
+        request["version"] = sources[0].version
     try:
         out.put_json(REQUEST_FILE, request, create=True)
     except FileExistsError:

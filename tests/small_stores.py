@@ -35,6 +35,12 @@ class Candidate:
     cell: Cell
     split: str = "train"
     status: str = "written"
+    dt_s: int | None = None
+    """Unset: six hours, less a second for every row."""
+
+    orbit_state: str = "ascending"
+    cloud_fraction: float = 0.01
+    """Of a written one."""
 
 
 def write_model(path: Path, *, seed: int = 0, config: CromaConfig = SMALL) -> Croma:
@@ -100,8 +106,8 @@ def _manifest_row(row: int, candidate: Candidate, shard_chips: int) -> dict[str,
         "radar_items": [f"S1_{row}", f"S1_{row}b"],
         "optical_datetime": MOMENT + timedelta(seconds=row),
         "radar_datetime": MOMENT + timedelta(hours=6),
-        "dt_s": 21600 - row,
-        "orbit_state": "ascending",
+        "dt_s": 21600 - row if candidate.dt_s is None else candidate.dt_s,
+        "orbit_state": candidate.orbit_state,
         "relative_orbit": 44,
         "baseline": "05.09",
         "offset_dn": 1000,
@@ -113,7 +119,11 @@ def _manifest_row(row: int, candidate: Candidate, shard_chips: int) -> dict[str,
 def _ledger_row(planned: Mapping[str, Any], candidate: Candidate, hashes: Mapping[int, str]) -> dict[str, Any]:
     named = {name: planned[name] for name in ("row", "cell", "pair", "unit", "split")}
     outcome = {
-        "written": {"sha256": hashes.get(planned["row"]), "valid_fraction": 1.0, "cloud_fraction": 0.01},
+        "written": {
+            "sha256": hashes.get(planned["row"]),
+            "valid_fraction": 1.0,
+            "cloud_fraction": candidate.cloud_fraction,
+        },
         "rejected": {"reason": "cloudy", "valid_fraction": 1.0, "cloud_fraction": 0.9},
         "failed": {"error": "item S2 band B02: decode error"},
     }

@@ -16,7 +16,7 @@ from model.flops import pretraining_flops
 from pipeline.feed import ChipSource, Feed
 from pipeline.grid import Cell
 from pipeline.objects import Objects
-from pipeline.versions import latest_sealed
+from pipeline.sources import Source
 from tests.sample_chips import LAYOUT, make_chip
 from tests.small_stores import Candidate, write_store
 
@@ -121,7 +121,7 @@ def test_a_dry_run_says_all_of_it_and_writes_nothing(
 
 
 def test_what_is_assumed_and_which_preset_it_was_do_not_make_another_run(store: str, tmp_path: Path) -> None:
-    version, out = latest_sealed(store), Objects.at(tmp_path)
+    sources, out = [Source(url=store, version=1)], Objects.at(tmp_path)
     spelt = parse(Pretrain, ["store=s", "out=o", "preset=tiny-demo"]).model_dump(exclude={"preset"})
-    _claim(out, parse(Pretrain, ["store=s", "out=o", "preset=tiny-demo", "assume.peak_share=0.5"]), version)
-    _claim(out, Pretrain(**spelt), version)
+    _claim(out, parse(Pretrain, ["store=s", "out=o", "preset=tiny-demo", "assume.peak_share=0.5"]), sources)
+    _claim(out, Pretrain(**spelt), sources)

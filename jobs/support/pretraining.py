@@ -17,6 +17,7 @@ from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, R
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.support.encoder import radar_unit
+from jobs.support.fed import fed_chips, order_facts
 from jobs.support.model_files import ITEM_FILE, WEIGHTS_FILE, write_model
 from jobs.support.run_record import code_commit
 from jobs.support.training_loop import CHECKPOINT_FILE, samples_in, train_worker
@@ -26,10 +27,12 @@ from model.normalisation import RADAR_UNIT, SSL4EO_S12, Normalisation, from_stat
 from pipeline.chip_table import WRITTEN
 from pipeline.epochs import ORDER_VERSION
 from pipeline.feed import Feed, training_samples
+from pipeline.mixture import pooled
 from pipeline.objects import Objects
 from pipeline.positions import Course
 from pipeline.quiet import quiet_data
 from pipeline.redaction import redact
+from pipeline.sources import Sources
 from pipeline.store import Store
 from pipeline.versions import Version
 
@@ -96,8 +99,13 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             "epochs": settings["epochs"],
             "global_batch": settings["global_batch"],
             "num_samples": plan.num_samples,
-            "order": {**asdict(feed.order), "num_samples": plan.num_samples, "order_version": ORDER_VERSION},
-            "origin": {"store": redact(feed.url), "version": feed.version, "commit": code_commit()},
+            "order": {
+                **asdict(feed.order),
+                **order_facts(feed),
+                "num_samples": plan.num_samples,
+                "order_version": ORDER_VERSION,
+            },
+            "origin": {**_origin(feed), "commit": code_commit()},
             "peak_learning_rate": settings["learning_rate"],
             "warmup_fraction": settings["warmup_fraction"],
             "weight_decay": settings["weight_decay"],
@@ -109,7 +117,8 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             "report_every_epochs": settings["report_every_epochs"],
             "checkpoint_every_samples": settings["checkpoint_every_samples"],
             "threads": None if use_gpu else 1,
-            "shard_chips": Store.open(feed.url).layout.shard_chips,
+            "shard_chips": Sources(feed.sources).layout.shard_chips,
+            "sources": feed.sources,
             "looks": _looks_plan(plan, out),
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -129,6 +138,12 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
         dataset_config=DataConfig(execution_options=execution),
     )
     return trainer.fit()
+
+
+def _origin(feed: Feed) -> dict[str, Any]:
+    """Where the chips are from, as plain values."""
+    first, *others = ({"store": redact(each.url), "version": each.version} for each in feed.sources)
+    return {**first, "others": others} if others else first
 
 
 def _step_settings(settings: Mapping[str, Any], *, bfloat16: bool) -> dict[str, Any]:
@@ -162,9 +177,8 @@ def export_model(checkpoint: Checkpoint | None, plan: TrainingPlan, out: Objects
     with checkpoint.as_directory() as folder, (Path(folder) / CHECKPOINT_FILE).open("rb") as file:
         saved = pretrained.load(file)
     model, normalisation = pretrained.restore_pretraining(saved)
-    return write_model(
-        out, model, normalisation, name=f"CROMA {plan.settings['size']}", trained_on=redact(plan.feed.url)
-    )
+    trained_on = ", ".join(redact(source.url) for source in plan.feed.sources)
+    return write_model(out, model, normalisation, name=f"CROMA {plan.settings['size']}", trained_on=trained_on)
 
 
 def is_exported(out: Objects) -> bool:
@@ -181,13 +195,15 @@ def normalisation_of(plan: TrainingPlan) -> Normalisation:
     """What scales the bands, in the units and of the level of the store."""
     if plan.settings["normalisation"] == "ssl4eo-s12":
         return SSL4EO_S12
-    version = Version(plan.feed.url, plan.feed.version)
-    mean, std = pooled_statistics(version.all_chips())
-    layout = Store.open(plan.feed.url).layout
+    feed = plan.feed
+    means, stds = zip(*(pooled_statistics(chips) for chips in fed_chips(feed)), strict=True)
+    mean, std = pooled(np.stack(means), np.stack(stds), [part.taken for part in feed.parts] or [1])
+    names = (Version(source.url, source.version).name for source in feed.sources)
+    layout = Store.open(feed.url).layout
     return from_statistics(
         mean.tolist(),
         std.tolist(),
-        source=f"training chips of {version.name}",
+        source=f"training chips of {' and '.join(names)}",
         radar_unit=radar_unit(layout) or RADAR_UNIT,
         level=layout.optical_level,
     )

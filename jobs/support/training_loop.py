@@ -27,10 +27,11 @@ from jobs.support.waiting import probable_cause
 from model.croma import CONFIGS, CromaPretraining, Objective
 from model.normalisation import Normalisation
 from model.pretrained import load, load_weights, restore_pretraining, save, to_checkpoint
-from model.training import StepSettings, build_optimizer, learning_rate, train_step
+from model.training import NonFiniteError, StepSettings, build_optimizer, learning_rate, train_step
 from pipeline.canonical import differences
 from pipeline.objects import Objects
 from pipeline.positions import Course
+from pipeline.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,9 @@ def train_worker(plan: dict[str, Any]) -> None:
         plan: Plain values: size, epochs, global_batch, num_samples (per epoch), order (what decides the order of
             samples), peak_learning_rate, warmup_fraction, weight_decay, normalisation, step (of `StepSettings`),
             checkpoint_every_samples (or None: at the end of every report_every_epochs), threads, losses_url, origin
-            (of the run: store, version, commit), shard_chips (of the store), looks (of `Looks`); where they differ
-            from the defaults, objective (of `Objective`), recompute (activation checkpointing) and compile (a backend
-            of torch.compile, or off).
+            (of the run: store, version, commit), shard_chips and sources (of the stores), looks (of `Looks`); where
+            they differ from the defaults, objective (of `Objective`), recompute (activation checkpointing) and compile
+            (a backend of torch.compile, or off).
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -84,9 +85,13 @@ def train_worker(plan: dict[str, Any]) -> None:
                 warmup_samples=int(plan["warmup_fraction"] * total),
                 total_samples=total,
             )
-            values = train_step(
-                model, batch, optimizer, normalisation=normalisation, settings=step_settings, learning_rate=rate
-            )
+            try:
+                values = train_step(
+                    model, batch, optimizer, normalisation=normalisation, settings=step_settings, learning_rate=rate
+                )
+            except NonFiniteError as error:
+                error.add_note(Sources(plan["sources"]).name_rows(batch["row"].tolist()))
+                raise
             seen += plan["global_batch"]
             shards = (batch["row"] // plan["shard_chips"]).unique().numel()
             elapsed = time.monotonic() - start
