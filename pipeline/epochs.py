@@ -52,6 +52,39 @@ class SampleOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowSet:
+    """Rows, as bits: an epoch of 10^8 chips is planned in a third of the memory that numbers take."""
+
+    shard_chips: int
+    """Rows per shard."""
+
+    shards: tuple[int, ...]
+    """Numbers of the shards that have rows of these, ascending."""
+
+    bits: bytes
+    """Whether a row is one of them, for all rows of these shards; filled up to whole bytes at the end."""
+
+    @classmethod
+    def of(cls, rows: NDArray[np.int64], *, shard_chips: int) -> RowSet:
+        """These rows, ascending, each of them once."""
+        shard = rows // shard_chips
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(shard)) + 1])
+        shards = shard[starts]
+        # How far the rows of a shard move down when the shards between are left out.
+        moved = (shards - np.arange(len(shards))) * shard_chips
+        flags = np.zeros(len(shards) * shard_chips, bool)
+        flags[rows - np.repeat(moved, np.diff(starts, append=len(rows)))] = True
+        return cls(shard_chips=shard_chips, shards=tuple(shards.tolist()), bits=np.packbits(flags).tobytes())
+
+    def rows(self) -> NDArray[np.int64]:
+        """(chip,) ascending."""
+        flags = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=len(self.shards) * self.shard_chips)
+        shard, place = np.nonzero(flags.reshape(len(self.shards), self.shard_chips))
+        rows: NDArray[np.int64] = np.array(self.shards)[shard] * self.shard_chips + place
+        return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """Chips that are read, decoded and shuffled together."""
 
@@ -61,18 +94,51 @@ class Window:
     number: int
     """Of the window in its epoch."""
 
-    rows: NDArray[np.int64]
-    """(chip,) ascending."""
+    num_chips: int
+    """One that comes twice counts twice."""
 
-    turns: NDArray[np.int64] | None = None
-    """(chip,) how often a chip came before in the epoch, see `pipeline.mixture`; None: all for the first time."""
+    chips: tuple[tuple[int, RowSet], ...]
+    """How often chips came before in the epoch, see `pipeline.mixture`, and which those are; ascending."""
+
+    @classmethod
+    def of(
+        cls,
+        rows: NDArray[np.int64],
+        turns: NDArray[np.int64] | None = None,
+        *,
+        epoch: int,
+        number: int,
+        shard_chips: int,
+    ) -> Window:
+        """A window of rows (chip,) in any order, each of them once in a turn; without turns, all come the first time."""
+        turns = np.zeros_like(rows) if turns is None else turns
+        sets = ((turn, np.sort(rows[turns == turn])) for turn in np.unique(turns).tolist())
+        chips = tuple((turn, RowSet.of(own, shard_chips=shard_chips)) for turn, own in sets)
+        return cls(epoch=epoch, number=number, num_chips=len(rows), chips=chips)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(chip,) ascending; worked out anew at each call."""
+        return self.rows_and_turns()[0]
+
+    def rows_and_turns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(chip,) rows, ascending, and how often each came before; worked out anew at each call."""
+        sets = [(turn, own.rows()) for turn, own in self.chips]
+        rows = np.concatenate([own for _, own in sets])
+        turns = np.concatenate([np.full_like(own, turn) for turn, own in sets])
+        if len(sets) > 1:
+            order = np.lexsort([turns, rows])
+            rows, turns = rows[order], turns[order]
+        return rows, turns
 
     def num_samples(self, crops_per_chip: int) -> int:
         """Samples of this window."""
-        return len(self.rows) * crops_per_chip
+        return self.num_chips * crops_per_chip
 
 
-def plan_epoch(rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder, epoch: int) -> tuple[Window, ...]:
+def plan_epoch(
+    rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder, epoch: int, skip_samples: int = 0
+) -> tuple[Window, ...]:
     """Cut an epoch into windows of shuffled shards, in the order they are read; every chip is in one of them.
 
     Of several sources it is as many chips as the epoch takes of each, see `SampleOrder.parts`.
@@ -85,19 +151,25 @@ def plan_epoch(rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder,
         shard_chips: Rows per shard.
         order: What decides the order.
         epoch: Counted from 0.
+        skip_samples: Samples of the epoch that are not wanted: windows that hold no others are left out.
     """
     # Windows have the numbers from 1 on.
     rng = np.random.default_rng([order.seed, epoch, 0])
     if order.parts:
-        shards = stretches(rows, order.parts, shard_chips=shard_chips, seed=order.seed, epoch=epoch)
+        shards = iter(stretches(rows, order.parts, shard_chips=shard_chips, seed=order.seed, epoch=epoch))
     else:
-        split = np.split(rows, np.flatnonzero(np.diff(rows // shard_chips)) + 1)
-        shards = [Stretch(rows=split[number], turn=0) for number in rng.permutation(len(split))]
-    groups = list(_windows(shards, order, _chips_to_fill(order.epoch_chips(len(rows)), order, epoch), rng))
-    if len(groups) > 1 and len(groups[-1][0]) < min(order.global_batch, order.window_chips):
-        # Too few chips to keep the crops of one apart.
-        groups[-2:] = [np.concatenate(groups[-2:], axis=1)]
-    return tuple(_window(epoch, number, group) for number, group in enumerate(groups))
+        bounds = _shard_bounds(rows, shard_chips)
+        shuffled = rng.permutation(len(bounds) - 1).tolist()
+        shards = (Stretch(rows=rows[bounds[number] : bounds[number + 1]], turn=0) for number in shuffled)
+    groups = _windows(shards, order, _chips_to_fill(order.epoch_chips(len(rows)), order, epoch), rng)
+    # With fewer chips in the last one, the crops of a chip would not be kept apart.
+    at_least = min(order.global_batch, order.window_chips)
+    windows, samples = [], 0
+    for number, group in enumerate(_last_joined(groups, at_least)):
+        samples += group.shape[1] * order.crops_per_chip
+        if samples > skip_samples:
+            windows.append(Window.of(*group, epoch=epoch, number=number, shard_chips=shard_chips))
+    return tuple(windows)
 
 
 def sample_order(window: Window, *, order: SampleOrder) -> NDArray[np.int64]:
@@ -110,16 +182,15 @@ def sample_order(window: Window, *, order: SampleOrder) -> NDArray[np.int64]:
         (sample, 2): row and k.
     """
     rng = np.random.default_rng([order.seed, window.epoch, 1 + window.number])
-    num_rows = len(window.rows)
+    num_rows = window.num_chips
     distance = max(1, num_rows // 2, order.global_batch if order.global_batch <= num_rows else 0)
     passes = [rng.permutation(num_rows)]
     for _ in range(1, order.crops_per_chip):
         passes.append(_shuffle_apart(passes[-1], distance, rng))
     places = np.concatenate(passes)
-    k = np.repeat(np.arange(order.crops_per_chip), num_rows)
-    if window.turns is not None:
-        k += window.turns[places] * order.crops_per_chip
-    return np.column_stack([window.rows[places], k])
+    rows, turns = window.rows_and_turns()
+    k = np.repeat(np.arange(order.crops_per_chip), num_rows) + turns[places] * order.crops_per_chip
+    return np.column_stack([rows[places], k])
 
 
 def crop_windows(
@@ -183,12 +254,26 @@ def _windows(
         yield np.concatenate(held, axis=1)
 
 
-def _window(epoch: int, number: int, group: NDArray[np.int64]) -> Window:
-    """Of (2, chip) rows and turns."""
-    if not group[1].any():
-        return Window(epoch=epoch, number=number, rows=np.sort(group[0]))
-    rows, turns = group[:, np.lexsort(group[::-1])]
-    return Window(epoch=epoch, number=number, rows=rows, turns=turns)
+def _last_joined(groups: Iterable[NDArray[np.int64]], at_least: int) -> Iterator[NDArray[np.int64]]:
+    """(2, chip) each; the last one joined to the one before it if it is smaller than that."""
+    held: list[NDArray[np.int64]] = []
+    for group in groups:
+        held.append(group)
+        if len(held) > 2:
+            yield held.pop(0)
+    if len(held) == 2 and held[-1].shape[1] < at_least:
+        held = [np.concatenate(held, axis=1)]
+    yield from held
+
+
+def _shard_bounds(rows: NDArray[np.int64], shard_chips: int) -> list[int]:
+    """Where each shard that has rows begins among them, and where the last one ends."""
+    # Found, not computed row by row: that would take several times the memory of the rows.
+    first, last = int(rows[0]) // shard_chips, int(rows[-1]) // shard_chips
+    starts = np.searchsorted(rows, np.arange(first, last + 1) * shard_chips)
+    # A shard without rows begins where the next one does.
+    bounds: list[int] = np.unique(np.append(starts, len(rows))).tolist()
+    return bounds
 
 
 def _shuffle_apart(chips: NDArray[np.int64], distance: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -143,15 +143,16 @@ class ChipSource(Datasource):
         """Tasks of several windows each; how many there are is the epoch's business, not `parallelism`'s."""
         epoch = self.course.epoch_of(self.seen) + _executions_before(data_context)
         groups = share_out(self.plan(epoch), at_least=_TASK_SAMPLES, multiple_of=self.feed.batch_size)
-        return [self._task(pieces, per_task_row_limit) for pieces in groups]
+        sample_bytes = self.sample_bytes()
+        return [self._task(pieces, sample_bytes, per_task_row_limit) for pieces in groups]
 
-    def _task(self, pieces: list[Piece], limit: int | None) -> ReadTask:
+    def _task(self, pieces: list[Piece], sample_bytes: int, limit: int | None) -> ReadTask:
         def read(feed: Feed = self.feed, pieces: list[Piece] = pieces) -> Iterator[Block]:
             for batch in cut_batches(Sources(feed.sources), pieces, feed=feed):
                 yield BlockAccessor.batch_to_block(batch)
 
         num_samples = sum(piece.num_samples for piece in pieces)
-        return ReadTask(read, _metadata(num_samples, self.sample_bytes()), per_task_row_limit=limit)
+        return ReadTask(read, _metadata(num_samples, sample_bytes), per_task_row_limit=limit)
 
     def __getstate__(self) -> dict[str, Any]:
         # Every process that plans reads the rows itself: they can be many, and the dataset travels often.

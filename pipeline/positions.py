@@ -97,8 +97,16 @@ def plan_pieces(
     carried = first < epoch * course.epoch_samples
     pieces = []
     for of_epoch in (epoch - 1, epoch) if carried else (epoch,):
-        start = of_epoch * course.epoch_samples
-        for window in plan_epoch(rows, shard_chips=shard_chips, order=order, epoch=of_epoch):
+        end_of_epoch = (of_epoch + 1) * course.epoch_samples
+        windows = plan_epoch(
+            rows,
+            shard_chips=shard_chips,
+            order=order,
+            epoch=of_epoch,
+            skip_samples=first - of_epoch * course.epoch_samples,
+        )
+        start = end_of_epoch - sum(window.num_samples(order.crops_per_chip) for window in windows)
+        for window in windows:
             stop = start + window.num_samples(order.crops_per_chip)
             if (wanted := max(start, first)) < (end := min(stop, last)):
                 pieces.append(Piece(window=window, start=wanted - start, stop=end - start, position=wanted))

@@ -48,6 +48,20 @@ def test_an_epoch_has_every_sample_once(rows: NDArray[np.int64], order: SampleOr
     assert sorted(samples) == [(row, k) for row in rows.tolist() for k in range(order.crops_per_chip)]
 
 
+@given(rows=some_rows, shard_chips=st.integers(1, 40), seed=st.integers(0, 3))
+def test_a_window_keeps_its_rows_in_a_bit_each(rows: NDArray[np.int64], shard_chips: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    twice = rows[rng.random(len(rows)) < 0.3]
+    both = np.stack([np.concatenate([rows, twice]), np.repeat([0, 1], [len(rows), len(twice)])])
+    window = Window.of(*rng.permutation(both, axis=1), epoch=0, number=0, shard_chips=shard_chips)
+    assert sorted(zip(*window.rows_and_turns(), strict=True)) == sorted(zip(*both, strict=True))
+    assert_array_equal(window.rows, np.sort(both[0]))
+    assert window.num_chips == both.shape[1]
+    first = dict(window.chips)[0]
+    assert first.shards == tuple(sorted({row // shard_chips for row in rows.tolist()}))
+    assert len(first.bits) == math.ceil(len(first.shards) * shard_chips / 8)
+
+
 @given(rows=some_rows, order=some_orders, epoch=st.integers(0, 5))
 @settings(max_examples=300)
 def test_windows_end_where_a_global_batch_does_if_they_have_room_for_one(

@@ -99,7 +99,7 @@ def test_any_window_of_such_a_store_can_be_read(fine_store: Store) -> None:
 
 def test_the_feed_cuts_crops_of_any_size_at_any_pixel(fine_store: Store) -> None:
     feed = Feed(url=fine_store.url, version=1, crop_px=31, crops_per_chip=20, global_batch=16)
-    window = Window(epoch=3, number=0, rows=np.arange(4))
+    window = Window.of(np.arange(4), epoch=3, number=0, shard_chips=FINE.shard_chips)
     samples = sample_order(window, order=feed.order)
     corners = crop_windows(samples, seed=0, epoch=3, side_px=64, crop_px=31, step_px=1)
     assert {*np.unique(corners % 6)} == set(range(6))

@@ -70,6 +70,6 @@ def _fetch(chips: ChipShards, shard: int) -> int:
 
 
 def _cut(store: ChipShards, rows: NDArray[np.int64], feed: Feed) -> int:
-    window = Window(epoch=0, number=0, rows=rows)
+    window = Window.of(rows, epoch=0, number=0, shard_chips=store.layout.shard_chips)
     piece = Piece(window=window, start=0, stop=window.num_samples(feed.crops_per_chip), position=0)
     return sum(len(batch["row"]) for batch in cut_batches(store, [piece], feed=feed))
