@@ -1,8 +1,9 @@
-"""Train a tiny CROMA without Ray and probe it; what `test_learning` runs once per seed, in processes of its own."""
+"""Train a tiny CROMA without Ray and probe it; `test_learning` and `ablation` do it seed by seed, in processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from jobs.support.pretraining import pooled_statistics
 from jobs.support.windows import window_corners
-from model.croma import TINY, Croma, CromaPretraining
+from model.croma import TINY, Croma, CromaPretraining, Objective
 from model.normalisation import Normalisation, from_statistics
 from model.preprocessing import prepare
 from model.probes import fit_linear_probe, knn_scores
@@ -27,38 +28,77 @@ STEPS = 200
 PEAK = 5e-4
 """Learning rate."""
 
+KINDS = ("optical", "radar", "joint")
+
 _STEP_OF = {"b10": 1, "b20": 2, "b60": 6, "radar": 1}
 
 
-def accuracies(url: str, seed: int) -> dict[str, float]:
-    """Accuracy on held-out blocks, by features and probe: `trained joint knn`, `statistics both linear`, …"""
-    torch.set_num_threads(1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """Chips to train on, and windows of them to probe with."""
+
+    chips: list[Any]
+    split: np.ndarray
+    """(chip,) train, val or test."""
+
+    normalisation: Normalisation
+    windows: dict[str, np.ndarray]
+    """As `labelled_windows` has them."""
+
+    @property
+    def train_chips(self) -> list[Any]:
+        """Chips of the training split."""
+        return [chip for chip, name in zip(self.chips, self.split, strict=True) if name == "train"]
+
+
+def read_ground(url: str) -> Ground:
+    """A store's chips, how they are scaled, and the same windows each time."""
     store, version = Store.open(url), latest_sealed(url)
     rows = [row for row in version.chips().to_pylist() if row["status"] == "written"]
     chips = [store.read_chip(row["row"]) for row in rows]
     split = np.array([row["split"] for row in rows])
     mean, std = pooled_statistics(version.chips())
-    normalisation = from_statistics(mean.tolist(), std.tolist(), source="training chips")
+    return Ground(
+        chips=chips,
+        split=split,
+        normalisation=from_statistics(mean.tolist(), std.tolist(), source="training chips"),
+        windows=labelled_windows(chips, split, np.random.default_rng(0)),
+    )
+
+
+def new_model(seed: int, objective: Objective | None = None) -> CromaPretraining:
+    """With weights that the seed decides, whatever the objective."""
     torch.manual_seed(seed)
-    model = CromaPretraining(TINY)
-    windows = labelled_windows(chips, split, np.random.default_rng(0))
-    untrained = features_of(model.croma, chips, windows, normalisation)
-    train(model, [chip for chip, name in zip(chips, split, strict=True) if name == "train"], normalisation, seed)
-    trained = features_of(model.croma, chips, windows, normalisation)
+    return CromaPretraining(TINY, objective)
+
+
+def accuracies(url: str, seed: int) -> dict[str, float]:
+    """Accuracy on held-out blocks, by features and probe: `trained joint knn`, `statistics both linear`, …"""
+    torch.set_num_threads(1)
+    ground = read_ground(url)
+    model = new_model(seed)
+    untrained = features_of(model.croma, ground)
+    train(model, ground, seed)
+    trained = features_of(model.croma, ground)
     features = {
-        **{f"trained {kind}": values for kind, values in trained.items()},
-        **{f"untrained {kind}": values for kind, values in untrained.items()},
-        "statistics both": statistics_of(chips, windows),
+        **{f"trained {kind}": trained[f"{kind}_embedding"] for kind in KINDS},
+        **{f"untrained {kind}": untrained[f"{kind}_embedding"] for kind in KINDS},
+        "statistics both": statistics_of(ground),
     }
     return {
         f"{name} {probe}": value
         for name, values in features.items()
-        for probe, value in probe_all(values, windows).items()
+        for probe, value in probe_all(values, ground.windows).items()
     }
 
 
-def train(model: CromaPretraining, chips: list[Any], normalisation: Normalisation, seed: int) -> None:
-    """A short pretraining, with crops, masks and turns as in the real one."""
+def train(model: CromaPretraining, ground: Ground, seed: int) -> dict[str, float]:
+    """A short pretraining, with crops, masks and turns as in the real one; returns what the last step reports.
+
+    The samples, their masks and turns follow from the seed alone.
+    """
+    chips = ground.train_chips
+    reported: dict[str, float] = {}
     optimizer = build_optimizer(model)
     settings = StepSettings(seed=seed)
     rng = np.random.default_rng(seed)
@@ -71,7 +111,10 @@ def train(model: CromaPretraining, chips: list[Any], normalisation: Normalisatio
         batch |= {"row": torch.from_numpy(samples[:, 0]), "k": torch.from_numpy(samples[:, 1])}
         batch["epoch"] = torch.zeros_like(batch["row"])
         rate = learning_rate(step * BATCH, peak=PEAK, warmup_samples=STEPS * BATCH // 10, total_samples=STEPS * BATCH)
-        train_step(model, batch, optimizer, normalisation=normalisation, settings=settings, learning_rate=rate)
+        reported = train_step(
+            model, batch, optimizer, normalisation=ground.normalisation, settings=settings, learning_rate=rate
+        )
+    return reported
 
 
 def labelled_windows(chips: list[Any], split: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -93,27 +136,27 @@ def labelled_windows(chips: list[Any], split: np.ndarray, rng: np.random.Generat
 
 
 @torch.no_grad()
-def features_of(
-    croma: Croma, chips: list[Any], windows: Mapping[str, np.ndarray], normalisation: Normalisation
-) -> dict[str, Tensor]:
-    """Embeddings of every window, (M, D) each: optical, radar and joint."""
+def features_of(croma: Croma, ground: Ground) -> dict[str, Tensor]:
+    """Of every window, (M, D) each: `…_embedding` of optical, radar and joint, and `…_mean` of their encodings."""
     croma.eval()
-    parts: dict[str, list[Tensor]] = {"optical": [], "radar": [], "joint": []}
+    windows = ground.windows
+    parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(windows["chip"]), 64):
         part = slice(start, start + 64)
         corners = np.stack([windows["y_px"][part], windows["x_px"][part]], axis=1)
-        images = cut([chips[i] for i in windows["chip"][part]], corners, WINDOW_PX)
-        outputs = croma(*prepare(images, normalisation))
-        for kind, values in parts.items():
-            values.append(outputs[f"{kind}_embedding"])
-    return {kind: torch.cat(values) for kind, values in parts.items()}
+        images = cut([ground.chips[i] for i in windows["chip"][part]], corners, WINDOW_PX)
+        outputs = croma(*prepare(images, ground.normalisation))
+        for kind in KINDS:
+            parts.setdefault(f"{kind}_embedding", []).append(outputs[f"{kind}_embedding"])
+            parts.setdefault(f"{kind}_mean", []).append(outputs[f"{kind}_encodings"].mean(dim=1))
+    return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def statistics_of(chips: list[Any], windows: Mapping[str, np.ndarray]) -> Tensor:
+def statistics_of(ground: Ground) -> Tensor:
     """Mean and deviation of every band of every window (M, 28), standardised."""
     rows = []
-    for index, y_px, x_px in zip(windows["chip"], windows["y_px"], windows["x_px"], strict=True):
-        images = cut([chips[index]], np.array([[y_px, x_px]]), WINDOW_PX)
+    for index, y_px, x_px in zip(*[ground.windows[name] for name in ("chip", "y_px", "x_px")], strict=True):
+        images = cut([ground.chips[index]], np.array([[y_px, x_px]]), WINDOW_PX)
         pixels = [images[name][0].double() for name in _STEP_OF]
         rows.append(torch.cat([torch.cat([each.mean((1, 2)), each.std((1, 2))]) for each in pixels]))
     values = torch.stack(rows)

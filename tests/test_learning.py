@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from jobs.build_dataset import BuildDataset, main
-from jobs.support.settings import parse
-from pipeline.simulation.archive import write_archive
-from pipeline.simulation.profiles import PROFILES
-from pipeline.simulation.scenes import LabelScene, Scene
-from pipeline.simulation.server import StacServer
+from pipeline.simulation.scenes import LabelScene
 from tests.learning import accuracies
-
-DEMO = PROFILES["demo"]
-DATES = ("20220613", "20220612", "20220715")
-"""Two of the demo's pairs, nearly free of clouds."""
+from tests.learning_store import scenes_to_learn_from, write_learning_store
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("learning")
-    profile = replace(DEMO, name="learning", scenes=tuple(scene for scene in DEMO.scenes if _is_wanted(scene)))
-    write_archive(folder / "archive", profile, seed=0, processes=2)
-    with StacServer(folder / "archive") as server:
-        words = {
-            "archive": server.url, "region": ",".join(map(str, DEMO.region)), "period": DEMO.period,
-            "store": folder / "chips.zarr", "labels": "worldcover", "shard_chips": 64, "block_cells": 4,
-            "splits.block_cells": 2, "splits.buffer_cells": 0, "splits.val_fraction": 0.1, "splits.test_fraction": 0.3,
-        }  # fmt: skip
-        main(parse(BuildDataset, [f"{key}={value}" for key, value in words.items()]))
-    return str(folder / "chips.zarr")
+    return write_learning_store(tmp_path_factory.mktemp("learning"))
 
 
 @pytest.mark.slow
@@ -63,10 +44,5 @@ def test_training_beats_no_training_and_band_statistics_on_held_out_blocks(store
         assert best["trained"] > best["statistics"], f"{probe}\n{shown}"
 
 
-def _is_wanted(scene: Scene) -> bool:
-    return isinstance(scene, LabelScene) or (scene.frame.epsg == 32632 and f"{scene.sensed:%Y%m%d}" in DATES)
-
-
 def test_the_scenes_for_learning_are_there() -> None:
-    wanted = [scene for scene in DEMO.scenes if _is_wanted(scene) and not isinstance(scene, LabelScene)]
-    assert len(wanted) == 4
+    assert len([scene for scene in scenes_to_learn_from() if not isinstance(scene, LabelScene)]) == 4
