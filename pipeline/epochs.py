@@ -110,7 +110,7 @@ class Window:
         number: int,
         shard_chips: int,
     ) -> Window:
-        """A window of rows (chip,) in any order, each of them once in a turn; without turns, all come the first time."""
+        """A window of rows (chip,) in any order, each once in a turn; without turns, all come the first time."""
         turns = np.zeros_like(rows) if turns is None else turns
         sets = ((turn, np.sort(rows[turns == turn])) for turn in np.unique(turns).tolist())
         chips = tuple((turn, RowSet.of(own, shard_chips=shard_chips)) for turn, own in sets)
