@@ -18,12 +18,12 @@ from pydantic import Field
 
 from jobs.support.encoder import Inference, LoadedModel, ModelSource, check_units, load_model
 from jobs.support.evaluation import (
+    check_labelled,
     check_windows,
+    choose_windows,
     count_windows,
-    draw_windows,
     encode_windows,
-    find_windows,
-    leave_out_rare,
+    group_side,
     probe_all,
     samples_of,
     score,
@@ -41,9 +41,6 @@ from pipeline.store import Store
 from pipeline.versions import Version, latest_sealed
 
 log = logging.getLogger("evaluate")
-
-_GROUP_CELLS = 4
-"""About 10 km, where a store does not say how its splits were made."""
 
 
 class Evaluate(JobSettings):
@@ -129,7 +126,7 @@ def _evaluate(
     sources = {TRAINED: trained, UNTRAINED: replace(trained, untrained_seed=settings.seed)}
     with record.stage("embed"):
         features = encode_windows(store, kept, sources, settings.inference, window_px=settings.window_px)
-    group_cells = settings.group_cells or version.request.get("splits", {}).get("block_cells") or _GROUP_CELLS
+    group_cells = settings.group_cells or group_side(version)
     samples = samples_of(kept, side_px=store.layout.side_px, group_cells=group_cells)
     with record.stage("probe"):
         results = probe_all(features, samples, k=settings.neighbours)
@@ -151,13 +148,8 @@ def _windows(settings: Evaluate, store: Store, version: Version) -> pa.Table:
     """All windows, said on the log; refused where they cannot be probed."""
     connect(settings)
     quiet_data()
-    windows = find_windows(
-        store, version, label=settings.label, window_px=settings.window_px, min_majority=settings.min_majority
-    )
-    if settings.max_windows:
-        windows = draw_windows(windows, at_most=settings.max_windows, seed=settings.seed)
-    if settings.rare_classes == "leave-out":
-        windows = leave_out_rare(windows)
+    how = ("label", "window_px", "min_majority", "max_windows", "rare_classes", "seed")
+    windows = choose_windows(store, version, **{name: getattr(settings, name) for name in how})
     classes = store.layout.labels[settings.label]
     say_counts(count_windows(windows, classes), windows)
     check_windows(windows, version, classes)
@@ -171,11 +163,7 @@ def _inputs(settings: Evaluate) -> tuple[Store, Version, LoadedModel]:
     version = Version(settings.store, settings.version) if settings.version else latest_sealed(settings.store)
     if version.state != "sealed":
         raise JobError(f"{version.name} is {version.state}: build it to the end first")
-    if settings.label not in store.layout.labels:
-        there = ", ".join(store.layout.labels) or "none"
-        raise JobError(f"{settings.store} has no label={settings.label!r} (it has: {there}); build it with labels")
-    if not (store.layout.has_optical and store.layout.has_radar):
-        raise JobError(f"{settings.store} lacks a sensor; evaluation compares both")
+    check_labelled(store, settings.label)
     patch_px = model.croma.config.patch_px
     if settings.window_px % patch_px:
         raise ValueError(f"window_px={settings.window_px} is no multiple of the model's patch, {patch_px} px")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +37,23 @@ from pipeline.versions import Version
 
 log = logging.getLogger(__name__)
 
-_CHIPS_PER_BLOCK = 16
+OUTPUTS: Final = tuple(f"{kind}_embedding" for kind in KINDS)
+"""Of a model, that are probed."""
+
+CHIPS_PER_BLOCK: Final = 16
 """Of which windows are cut at a time."""
+
+_GROUP_CELLS: Final = 4
+"""About 10 km, where a store does not say how its splits were made."""
+
+
+def check_labelled(store: Store, label: str) -> None:
+    """Refuse a store without the label or without one of the sensors; raises JobError."""
+    if label not in store.layout.labels:
+        there = ", ".join(store.layout.labels) or "none"
+        raise JobError(f"{store.url} has no label={label!r} (it has: {there}); build it with labels")
+    if not (store.layout.has_optical and store.layout.has_radar):
+        raise JobError(f"{store.url} lacks a sensor; evaluation compares both")
 
 
 def find_windows(store: Store, version: Version, *, label: str, window_px: int, min_majority: float) -> pa.Table:
@@ -57,7 +72,7 @@ def find_windows(store: Store, version: Version, *, label: str, window_px: int, 
         raise JobError(f"{version.name} has no chips in train, val or test")
     array, known = f"label_{label}", sorted(store.layout.labels[label])
     corners = window_corners(store.layout.side_px, window_px, step_px=store.layout.window_step_px)
-    labelled = chips_of(store.url, chips["row"].to_numpy(), arrays=[array], batch_size=_CHIPS_PER_BLOCK).map_batches(
+    labelled = chips_of(store.url, chips["row"].to_numpy(), arrays=[array], batch_size=CHIPS_PER_BLOCK).map_batches(
         partial(label_windows, label=array, known=known, corners=corners, window_px=window_px),
         batch_format="numpy",
         num_cpus=0.25,
@@ -70,9 +85,27 @@ def find_windows(store: Store, version: Version, *, label: str, window_px: int, 
     return windows.join(chips, "row").sort_by("window")
 
 
+def choose_windows(
+    store: Store,
+    version: Version,
+    *,
+    label: str,
+    window_px: int,
+    min_majority: float,
+    max_windows: int | None,
+    rare_classes: str,
+    seed: int,
+) -> pa.Table:
+    """All windows, with those marked that are left out; what is asked is said by the settings of `evaluate`."""
+    windows = find_windows(store, version, label=label, window_px=window_px, min_majority=min_majority)
+    if max_windows:
+        windows = draw_windows(windows, at_most=max_windows, seed=seed)
+    return leave_out_rare(windows) if rare_classes == "leave-out" else windows
+
+
 def leave_out_rare(windows: pa.Table) -> pa.Table:
     """Mark the windows of classes that no train window shows."""
-    rare = rare_classes(windows)
+    rare = _rare_classes(windows)
     status = [
         RARE_CLASS if before == KEPT and code in rare else before
         for before, code in zip(windows["status"].to_pylist(), windows["code"].to_pylist(), strict=True)
@@ -91,7 +124,7 @@ def draw_windows(windows: pa.Table, *, at_most: int, seed: int) -> pa.Table:
     return windows.set_column(windows.column_names.index("status"), "status", pa.array(status.tolist()))
 
 
-def rare_classes(windows: pa.Table) -> set[int]:
+def _rare_classes(windows: pa.Table) -> set[int]:
     """Codes that kept val or test windows show, but no kept train window."""
     kept = windows.filter(pc.equal(windows["status"], KEPT))
     in_train = kept.filter(pc.equal(kept["split"], "train"))
@@ -113,7 +146,7 @@ def check_windows(windows: pa.Table, version: Version, classes: Mapping[int, str
             f"{dict(Counter(windows['status'].to_pylist()))}); build it with smaller split blocks "
             "(splits.block_cells), a larger splits.val_fraction and splits.test_fraction, or over a larger region"
         )
-    if rare := rare_classes(windows):
+    if rare := _rare_classes(windows):
         names = ", ".join(classes[code] for code in sorted(rare))
         raise JobError(
             f"val or test windows of {version.name} show classes that no train window shows: {names}; build over a "
@@ -129,6 +162,12 @@ def count_windows(windows: pa.Table, classes: Mapping[int, str]) -> list[dict[st
     counts = Counter(zip(kept["code"].to_pylist(), kept["split"].to_pylist(), strict=True))
     codes = sorted({code for code, _ in counts})
     return [{"code": code, "name": classes[code], **{s: counts[code, s] for s in SPLITS}} for code in codes]
+
+
+def group_side(version: Version) -> int:
+    """Side of the squares of cells that are resampled as one: of the blocks that the version's splits are made of."""
+    side: int = version.request.get("splits", {}).get("block_cells") or _GROUP_CELLS
+    return side
 
 
 def samples_of(kept: pa.Table, *, side_px: int, group_cells: int) -> Samples:
@@ -149,26 +188,38 @@ def encode_windows(
     """Embeddings of the kept windows by every model, and their band statistics, in the order of `kept`."""
     places = {name: kept[name].to_numpy() for name in ("row", "y_px", "x_px", "window")}
     specs = [spec for name, spec in store.layout.arrays().items() if name in MODEL_ARRAYS]
-    images = chips_of(
-        store.url, np.unique(places["row"]), arrays=MODEL_ARRAYS, batch_size=_CHIPS_PER_BLOCK
-    ).map_batches(
+    images = chips_of(store.url, np.unique(places["row"]), arrays=MODEL_ARRAYS, batch_size=CHIPS_PER_BLOCK).map_batches(
         partial(cut_windows, windows=places, specs=specs, window_px=window_px),
-        batch_size=_CHIPS_PER_BLOCK,
+        batch_size=CHIPS_PER_BLOCK,
         batch_format="numpy",
         num_cpus=0.25,
     )
-    outputs = [f"{kind}_embedding" for kind in KINDS]
-    batches = encoded(images, sources, inference, outputs=outputs, num_images=kept.num_rows)
+    batches = encoded(images, sources, inference, outputs=OUTPUTS, num_images=kept.num_rows)
+    shown = progress(batches, total=kept.num_rows, what="windows", amount=lambda b: len(b["window"]))
+    return collect_features(shown, kept, sources=list(sources))
+
+
+def collect_features(
+    batches: Iterable[Mapping[str, NDArray[Any]]], kept: pa.Table, *, sources: Sequence[str]
+) -> list[Features]:
+    """Features of all kept windows, in their order.
+
+    Args:
+        batches: In any order: window, band_statistics, and `source/output` of OUTPUTS for every source.
+        kept: The windows.
+        sources: Names of the models.
+    """
+    numbers = kept["window"].to_numpy()
     vectors: dict[str, NDArray[np.float32]] = {}
-    for batch in progress(batches, total=kept.num_rows, what="windows", amount=lambda b: len(b["window"])):
-        at = np.searchsorted(places["window"], batch["window"])
+    for batch in batches:
+        at = np.searchsorted(numbers, batch["window"])
         for name, values in batch.items():
             if name not in ("window", "row"):
                 vectors.setdefault(name, np.empty((kept.num_rows, values.shape[1]), np.float32))[at] = values
     embeddings = [
-        Features(source=source, kind=kind, vectors=vectors[f"{source}/{kind}_embedding"])
-        for source in (TRAINED, UNTRAINED)
-        for kind in KINDS
+        Features(source=source, kind=kind, vectors=vectors[f"{source}/{output}"])
+        for source in sources
+        for kind, output in zip(KINDS, OUTPUTS, strict=True)
     ]
     return [*embeddings, Features(source=STATISTICS, kind="both", vectors=vectors["band_statistics"])]
 
