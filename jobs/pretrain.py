@@ -21,6 +21,7 @@ from jobs.support.encoder import check_units
 from jobs.support.fed import ChipConditions, FedStore, parts_of, sealed_sources
 from jobs.support.job import JobError, connect, run_job
 from jobs.support.model_files import WEIGHTS_FILE
+from jobs.support.online_evaluation import OnlineEvaluation, check_evaluation, prepare_evaluation
 from jobs.support.presets import PresetName, with_preset
 from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exported, say_plan, window_px
 from jobs.support.run_record import recorded
@@ -173,6 +174,9 @@ class Pretrain(JobSettings):
     seed: int = 0
     """Decides weights, order, crops, masks, flips and turns."""
 
+    evaluate: OnlineEvaluation = OnlineEvaluation()
+    """Probes of checkpoints on held-out labels, beside the training."""
+
     assume: Assumptions = Assumptions()
     """What a dry run reckons with."""
 
@@ -213,6 +217,7 @@ def main(settings: Pretrain) -> None:
     if settings.global_batch % settings.num_workers:
         raise ValueError(f"global_batch={settings.global_batch} is no multiple of num_workers={settings.num_workers}")
     plan = _plan(settings, sources)
+    evaluated_on = check_evaluation(settings.evaluate, plan.feed)
     if settings.dry_run:
         say_plan(plan)
         say_estimate(plan)
@@ -232,7 +237,8 @@ def main(settings: Pretrain) -> None:
         connect(settings)
         _leave_cpus_to_read(settings)
         with record.stage("train"):
-            result = fit(plan, out)
+            validation = evaluated_on and prepare_evaluation(settings.evaluate, evaluated_on, out, seed=settings.seed)
+            result = fit(plan, out, validation=validation)
         with record.stage("export"):
             digest = export_model(result.checkpoint, plan, out)
             record.outputs["report"] = write_training_report(out)
@@ -273,11 +279,14 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
     if settings.ray_address or os.environ.get("RAY_ADDRESS"):
         return
     there, taken = ray.cluster_resources().get("CPU", 0), settings.num_workers * settings.cpus_per_worker
-    if there - taken < 1:
+    beside, with_it = 0.0, ""
+    if settings.evaluate.store:
+        beside, with_it = settings.evaluate.num_cpus, f" and evaluate.num_cpus={settings.evaluate.num_cpus:g}"
+    if there - taken - beside < 1:
         raise JobError(
-            f"num_workers={settings.num_workers} with cpus_per_worker={settings.cpus_per_worker:g} leave none of this "
-            f"machine's {there:g} CPUs to read the store; lower one of them, to {(there - 1) / settings.num_workers:g} "
-            "CPUs per worker for example"
+            f"num_workers={settings.num_workers} with cpus_per_worker={settings.cpus_per_worker:g}{with_it} leave none "
+            f"of this machine's {there:g} CPUs to read the store; lower one of them, to "
+            f"{max(0.0, there - 1 - beside) / settings.num_workers:g} CPUs per worker for example"
         )
 
 
@@ -291,6 +300,7 @@ def _claim(out: Objects, settings: Pretrain, sources: Sequence[Source]) -> None:
         "out",
         "preset",
         "assume",
+        "evaluate",
         "recompute_activations",
         "compile",
         *how,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,17 @@ import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+    ValidationConfig,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.support.encoder import radar_unit
@@ -71,8 +81,21 @@ def say_plan(plan: TrainingPlan) -> None:
         log.info("%d samples at the end of the last epoch are less than a step and will be left out", left_over)
 
 
-def fit(plan: TrainingPlan, out: Objects) -> Result:
-    """Train to the end, from the newest checkpoint in `out` if there is one."""
+def fit(
+    plan: TrainingPlan,
+    out: Objects,
+    *,
+    validation: ValidationConfig | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> Result:
+    """Train to the end, from the newest checkpoint in `out` if there is one.
+
+    Args:
+        plan: What on what.
+        out: Directory of the run.
+        validation: How checkpoints are evaluated meanwhile; None: they are not.
+        callbacks: For the controller, beside the one that writes the report.
+    """
     settings = plan.settings
     use_gpu = settings["use_gpu"]
     if use_gpu is None:
@@ -120,6 +143,7 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             "shard_chips": Sources(feed.sources).layout.shard_chips,
             "sources": feed.sources,
             "looks": _looks_plan(plan, out),
+            "evaluate": {"every_samples": settings["evaluate"]["every_samples"]} if validation else None,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -132,10 +156,11 @@ def fit(plan: TrainingPlan, out: Objects) -> Result:
             storage_path=out.url,
             failure_config=FailureConfig(max_failures=settings["max_failures"]),
             checkpoint_config=CheckpointConfig(num_to_keep=settings["keep_checkpoints"]),
-            callbacks=[ReportWriter(out)],  # type: ignore[list-item]  # typed as Tune's
+            callbacks=[ReportWriter(out), *callbacks],  # type: ignore[list-item]  # typed as Tune's
         ),
         datasets={"train": train_data},
         dataset_config=DataConfig(execution_options=execution),
+        validation_config=validation,
     )
     return trainer.fit()
 

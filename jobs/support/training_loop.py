@@ -53,8 +53,9 @@ def train_worker(plan: dict[str, Any]) -> None:
             samples), peak_learning_rate, warmup_fraction, weight_decay, normalisation, step (of `StepSettings`),
             checkpoint_every_samples (or None: at the end of every report_every_epochs), threads, losses_url, origin
             (of the run: store, version, commit), shard_chips and sources (of the stores), looks (of `Looks`); where
-            they differ from the defaults, objective (of `Objective`), recompute (activation checkpointing) and compile
-            (a backend of torch.compile, or off).
+            they differ from the defaults, objective (of `Objective`), recompute (activation checkpointing), compile (a
+            backend of torch.compile, or off) and evaluate (every_samples, or None: every checkpoint; see
+            `evaluation_due`).
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -103,7 +104,8 @@ def train_worker(plan: dict[str, Any]) -> None:
                     looks.write(pretraining, normalisation, seen, last=seen == total)
                 facts = {name: plan[name] for name in ("order", "origin")}
                 state = {"optimizer": optimizer.state_dict(), "samples_seen": seen, **facts}
-                _report(pretraining, normalisation, state, means, rank=rank)
+                evaluated = evaluation_due(seen, seen - len(steps) * plan["global_batch"], total, plan)
+                _report(pretraining, normalisation, state, means, rank=rank, evaluated=evaluated)
                 steps = []
         if seen != course.seen_after(epoch + 1):
             raise PositionError(f"epoch {epoch} ended after {seen} samples instead of {course.seen_after(epoch + 1)}")
@@ -128,6 +130,21 @@ def checkpoint_due(seen: int, course: Course, plan: Mapping[str, Any]) -> bool:
         return seen // every > (seen - course.global_batch) // every
     done, epochs = course.epoch_of(seen), int(plan["report_every_epochs"])
     return seen == course.seen_after(done) and done % epochs == 0
+
+
+def evaluation_due(seen: int, before: int, total: int, plan: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint after so many samples is evaluated; the last of a run with evaluation always is.
+
+    Args:
+        seen: Samples until now.
+        before: Samples until the checkpoint before.
+        total: Samples of the run.
+        plan: Of `train_worker`.
+    """
+    if (evaluate := plan.get("evaluate")) is None:
+        return False
+    every: int | None = evaluate["every_samples"]
+    return not every or seen == total or seen // every > before // every
 
 
 def checkpoint_name(samples_seen: int) -> str:
@@ -190,6 +207,7 @@ def _report(
     means: dict[str, float],
     *,
     rank: int,
+    evaluated: bool,
 ) -> None:
     """Report the means since the last report, with a checkpoint that is copied while training goes on.
 
@@ -207,6 +225,7 @@ def _report(
         checkpoint=checkpoint,
         checkpoint_dir_name=checkpoint_name(state["samples_seen"]),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        validation=evaluated,
     )
 
 
