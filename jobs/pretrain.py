@@ -237,7 +237,7 @@ def main(settings: Pretrain) -> None:
         connect(settings)
         _leave_cpus_to_read(settings)
         with record.stage("train"):
-            validation = evaluated_on and prepare_evaluation(settings.evaluate, evaluated_on, out, seed=settings.seed)
+            validation = prepare_evaluation(settings.evaluate, evaluated_on, out, seed=settings.seed)
             result = fit(plan, out, validation=validation)
         with record.stage("export"):
             digest = export_model(result.checkpoint, plan, out)

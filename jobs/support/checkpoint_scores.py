@@ -48,6 +48,9 @@ SCORES: Final = "scores"
 SHOWN: Final = "balanced_accuracy"
 """The score that stands for all of them in the log and in pictures."""
 
+_RESAMPLES: Final = 200
+"""Behind each interval."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringPlan:
@@ -142,7 +145,8 @@ def _score(checkpoint: Checkpoint, plan: ScoringPlan) -> dict[int, dict[str, Any
             # They are the same for every model.
             features = [each for each in features if each.source == source]
         results = [result for each in features for result in run_probes(each, samples, k=plan.neighbours)]
-        found[seen] = score(results, samples, num_resamples=200, seed=plan.seed)
+        board = score(results, samples, num_resamples=_RESAMPLES, seed=plan.seed)
+        found[seen] = {name: board[name] for name in ("scores", "test_groups")}
     return found
 
 

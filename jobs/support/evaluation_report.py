@@ -57,7 +57,7 @@ def say_scores(metrics: Mapping[str, Any]) -> None:
     log.info("%-34s %s", "", "  ".join(f"{title:>22}" for title in SCORES.values()))
     for row in metrics["scores"]:
         name = f"{row['source']}, {row['kind']}, {row['probe']}" if row["kind"] != "none" else row["source"]
-        log.info("%-34s %s", name, "  ".join(f"{_text(row[score]):>22}" for score in SCORES))
+        log.info("%-34s %s", name, "  ".join(f"{score_text(row[score]):>22}" for score in SCORES))
 
 
 def predictions_table(kept: pa.Table, results: Sequence[Result], codes: Sequence[int]) -> pa.Table:
@@ -84,8 +84,8 @@ def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.support"), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["text"] = _text
-    environment.filters["signed"] = lambda score: _text(score, sign="+")
+    environment.filters["text"] = score_text
+    environment.filters["signed"] = lambda score: score_text(score, sign="+")
     return environment.get_template(name)
 
 
@@ -94,7 +94,7 @@ def _shares(confusion: list[list[int]]) -> list[list[tuple[int, float]]]:
     return [[(count, count / max(1, sum(row))) for count in row] for row in confusion]
 
 
-def _text(score: Mapping[str, float | None], *, sign: str = "") -> str:
+def score_text(score: Mapping[str, float | None], *, sign: str = "") -> str:
     """A score with its interval, in percent."""
     value = f"{100 * (score['value'] or 0.0):{sign}.1f}"
     if score["low"] is None or score["high"] is None:

@@ -103,14 +103,27 @@ def check_evaluation(settings: OnlineEvaluation, feed: Feed) -> Version | None:
     return version
 
 
-def prepare_evaluation(settings: OnlineEvaluation, version: Version, out: Objects, *, seed: int) -> ValidationConfig:
+def prepare_evaluation(
+    settings: OnlineEvaluation, version: Version | None, out: Objects, *, seed: int
+) -> ValidationConfig | None:
     """Choose the windows, unless that was done, and say how checkpoints are evaluated on them.
 
-    Needs Ray; returns what a trainer takes.
+    Needs Ray.
+
+    Args:
+        settings: Of the job.
+        version: From `check_evaluation`.
+        out: Directory of the run.
+        seed: Of the run.
+
+    Returns:
+        What a trainer takes, if anything is to be evaluated.
 
     Raises:
         JobError: The windows cannot be probed, or the run holds scores of another evaluation.
     """
+    if version is None:
+        return None
     store = Store.open(version.url)
     request = _request(settings, version, seed=seed)
     if out.exists(REQUEST_FILE):

@@ -160,7 +160,7 @@ def fit(
         ),
         datasets={"train": train_data},
         dataset_config=DataConfig(execution_options=execution),
-        validation_config=validation,
+        validation_config=validation,  # type: ignore[call-arg]  # typed as the trainer of Train's first version
     )
     return trainer.fit()
 

@@ -13,7 +13,10 @@ import jinja2
 from ray.train import Checkpoint, UserCallback
 
 from jobs.support import words
+from jobs.support.checkpoint_scores import read_scores
 from jobs.support.curves import Curves, Steps, curves_of, speed_curves, training_curves
+from jobs.support.evaluation_report import score_text
+from jobs.support.score_curves import newest_scores, score_curves
 from jobs.support.training_looks import LOOKS_FILE
 from jobs.support.waiting import probable_cause
 from pipeline.objects import Objects, concurrently
@@ -75,7 +78,7 @@ def training_page(out: Objects) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.support"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(n=words.count, percent=lambda share: f"{100 * share:.0f} %")
+    environment.filters.update(n=words.count, percent=lambda share: f"{100 * share:.0f} %", score=score_text)
     return environment.get_template("training.html.j2").render(
         where=redact(out.url),
         request=request,
@@ -83,6 +86,7 @@ def training_page(out: Objects) -> str:
         **_state(request, steps, curves),
         curves=_inline(training_curves(curves)),
         speed=_inline(speed_curves(curves)),
+        probes=_probes(out),
         looks=looks,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
@@ -103,6 +107,14 @@ def _state(request: dict[str, Any], steps: Steps, curves: Curves) -> dict[str, A
         "trained": words.duration(float(curves.hours[-1]) * 3600),
         "cause": probable_cause(recent),
     }
+
+
+def _probes(out: Objects) -> dict[str, Any]:
+    """What checkpoints scored: a picture, the newest beside the first, and what failed."""
+    scores = read_scores(out)
+    failed = [each for each in scores if "error" in each]
+    picture = score_curves(scores)
+    return {"failed": failed, "picture": picture and _inline(picture), "newest": newest_scores(scores)}
 
 
 def _steps(out: Objects) -> list[dict[str, float]]:
