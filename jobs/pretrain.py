@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import ray
 from pydantic import Field, model_validator
 
+from jobs.support.checkpoint_scores import read_scores
 from jobs.support.encoder import check_units
 from jobs.support.fed import ChipConditions, FedStore, parts_of, sealed_sources
 from jobs.support.job import JobError, connect, run_job
@@ -26,6 +27,7 @@ from jobs.support.presets import PresetName, with_preset
 from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exported, say_plan, window_px
 from jobs.support.run_record import recorded
 from jobs.support.settings import Group, JobSettings
+from jobs.support.tracking import Mlflow, tracked, tracker_of
 from jobs.support.training_estimate import Assumptions, say_estimate
 from jobs.support.training_report import REPORT_FILE, REQUEST_FILE, write_training_report
 from model.normalisation import SSL4EO_S12
@@ -177,6 +179,9 @@ class Pretrain(JobSettings):
     evaluate: OnlineEvaluation = OnlineEvaluation()
     """Probes of checkpoints on held-out labels, beside the training."""
 
+    mlflow: Mlflow = Mlflow()
+    """Losses, rates, scores and the report in MLflow."""
+
     assume: Assumptions = Assumptions()
     """What a dry run reckons with."""
 
@@ -218,6 +223,7 @@ def main(settings: Pretrain) -> None:
         raise ValueError(f"global_batch={settings.global_batch} is no multiple of num_workers={settings.num_workers}")
     plan = _plan(settings, sources)
     evaluated_on = check_evaluation(settings.evaluate, plan.feed)
+    tracker = tracker_of(settings.mlflow, settings.out)
     if settings.dry_run:
         say_plan(plan)
         say_estimate(plan)
@@ -232,19 +238,24 @@ def main(settings: Pretrain) -> None:
             record.results["reused"] = True
             if not out.exists(REPORT_FILE):
                 record.outputs["report"] = write_training_report(out)
+            if tracker:
+                tracker.catch_up(status="FINISHED", artifacts=True)
             return
         say_plan(plan)
-        connect(settings)
-        _leave_cpus_to_read(settings)
-        with record.stage("train"):
-            validation = prepare_evaluation(settings.evaluate, evaluated_on, out, seed=settings.seed)
-            result = fit(plan, out, validation=validation)
-        with record.stage("export"):
-            digest = export_model(result.checkpoint, plan, out)
-            record.outputs["report"] = write_training_report(out)
+        with tracked(tracker):
+            connect(settings)
+            _leave_cpus_to_read(settings)
+            with record.stage("train"):
+                validation = prepare_evaluation(settings.evaluate, evaluated_on, out, seed=settings.seed)
+                result = fit(plan, out, validation=validation, callbacks=[tracker] if tracker else [])
+            with record.stage("export"):
+                digest = export_model(result.checkpoint, plan, out)
+                record.outputs["report"] = write_training_report(out)
         record.outputs["model"] = {"url": f"{settings.out.rstrip('/')}/{WEIGHTS_FILE}", "sha256": digest}
         left_over = plan.course.left_over(settings.epochs)
         record.results.update(result.metrics or {}, samples_left_over=left_over, reused=False)
+        if scores := read_scores(out):
+            record.results["scores"] = scores[-1]
         log.info("trained: %s/%s (%s)", settings.out.rstrip("/"), WEIGHTS_FILE, digest[:12])
 
 
@@ -301,6 +312,7 @@ def _claim(out: Objects, settings: Pretrain, sources: Sequence[Source]) -> None:
         "preset",
         "assume",
         "evaluate",
+        "mlflow",
         "recompute_activations",
         "compile",
         *how,

@@ -13,6 +13,7 @@ which the feed of the training runs.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **plan: Any) -> dict[str, Any]:
         found = {samples: {"error": describe(error)}}
     for seen, scores in sorted(found.items()):
         _say(seen, scores)
-        out.put_json(_file(seen), {"samples": seen, **scores})
+        out.put_json(_file(seen), {"samples": seen, "written_s": time.time(), **scores})
     return {}
 
 

@@ -253,7 +253,7 @@ def _write_losses(url: str, steps: list[dict[str, float]], *, rank: int, total: 
     means = {name: sum(step[name] for step in averaged) / len(averaged) for name in names}
     if rank == 0:
         seen = int(averaged[-1]["samples"])
-        Objects.at(url).put_json(f"{seen:012d}.json", {"steps": averaged})
+        Objects.at(url).put_json(f"{seen:012d}.json", {"steps": averaged, "written_s": time.time()})
         log_to_stderr()
         log.info(
             "%d of %d samples: loss %.3f (contrastive %.3f, optical %.3f, radar %.3f), match %.2f, waited %.0f %%, "
