@@ -62,6 +62,7 @@ def training_memory(
     recompute: bool = False,
     window_px: int | None = None,
     sample_bytes: int = 0,
+    averaged: bool = False,
 ) -> TrainingMemory:
     """What a step takes on one device.
 
@@ -77,6 +78,7 @@ def training_memory(
         recompute: Whether only the layers' inputs are kept.
         window_px: Side of what is read of a chip, where images are made smaller from it; None for `image_px`.
         sample_bytes: Of one sample as it comes from the feed.
+        averaged: Whether there is an average of the weights beside them.
     """
     objective = objective or Objective()
     with torch.device("meta"):
@@ -92,7 +94,7 @@ def training_memory(
     compared = batch * num_ranks
     contrast = 4 * _FLOAT * (batch * compared + compared * config.width) if objective.contrastive_weight else 0
     return TrainingMemory(
-        parameters=held * (_FLOAT + (2 if bfloat16 else 0)),
+        parameters=held * (_FLOAT * (2 if averaged else 1) + (2 if bfloat16 else 0)),
         gradients=trained * _FLOAT * (2 if num_ranks > 1 else 1),
         optimizer=trained * 2 * _FLOAT,
         activations=per_sample * at_a_time,

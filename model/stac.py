@@ -58,6 +58,7 @@ def model_item(
     trained_on: str,
     layout: str = "safetensors",
     objective: Objective | None = None,
+    ema_decay: float | None = None,
     geometry: Mapping[str, Any] | None = None,
     bbox: tuple[float, float, float, float] | None = None,
 ) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def model_item(
         trained_on: Name or URI of the dataset.
         layout: Of the file, one of LAYOUTS.
         objective: What it was trained for, if that is known: what that leaves untrained is said so.
+        ema_decay: Of the average that the weights are, see `model.averaging`; None where they are no average.
         geometry: Where it was trained, GeoJSON in degrees; None where that is unknown.
         bbox: Of the geometry: west, south, east, north in degrees.
 
@@ -123,6 +125,7 @@ def model_item(
             "twinlook:layout": layout,
             "twinlook:optical_level": normalisation.level,
             "twinlook:untrained_outputs": untrained,
+            "twinlook:ema_decay": ema_decay,
             "twinlook:normalisation_source": normalisation.source,
             "twinlook:model_sha256": model_hash(croma, normalisation),
         },

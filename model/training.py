@@ -30,6 +30,15 @@ from model.randomness import sample_keys
 class NonFiniteError(ArithmeticError):
     """The loss or its gradient is not a number; the weights were left as they were."""
 
+    def __init__(self, message: str, *, here: bool = False, values: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.here = here
+        """Whether this rank's samples are at fault: those with a reconstruction loss that is not finite, if there are
+        any. Contrasts and gradients span all ranks, and are not finite on all of them."""
+
+        self.values = dict(values or {})
+        """What the step would have reported on this rank."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSettings:
@@ -276,12 +285,13 @@ def train_step(
     names = ("loss", "contrastive", "reconstruction_optical", "reconstruction_radar", "match_fraction")
     values = torch.stack([*losses, gradient_norm, (-logit_scale.detach()).exp()])
     # One copy off the device for all of them.
-    *reported, at_fault = torch.cat([values, _ranks_at_fault(values)[None]]).tolist()
+    own = torch.stack([losses.reconstruction_optical, losses.reconstruction_radar])
+    *reported, on_ranks, at_fault = torch.cat([values, _ranks_not_finite(values, own)]).tolist()
     report = dict(zip((*names, "gradient_norm", "temperature"), reported, strict=True))
-    if at_fault:
-        rows = batch["row"].tolist()
+    if on_ranks:
+        here = not all(map(math.isfinite, own.tolist() if at_fault else reported))
         raise NonFiniteError(
-            f"not finite on {at_fault:.0f} of {num_ranks()} ranks; here: {report}; chips in rows {rows}"
+            f"not finite on {at_fault or on_ranks:.0f} of {num_ranks()} ranks", here=here, values=report
         )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -292,10 +302,10 @@ def train_step(
     return report | {"learning_rate": learning_rate}
 
 
-def _ranks_at_fault(values: Tensor) -> Tensor:
-    """On how many ranks something in `values` is not finite: the same scalar on all of them."""
-    at_fault = (~values.isfinite().all()).to(values.dtype)
+def _ranks_not_finite(*groups: Tensor) -> Tensor:
+    """(group,) on how many ranks something in each group is not finite: the same on all of them."""
+    found = torch.stack([~group.isfinite().all() for group in groups]).to(groups[0].dtype)
     if num_ranks() > 1:
         # A rank that raised alone would leave the others waiting for it in the next step.
-        distributed.all_reduce(at_fault)
-    return at_fault
+        distributed.all_reduce(found)
+    return found
