@@ -19,11 +19,11 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 
 from pipeline.chip_filter import EVERY_CHIP, ChipFilter, choose
 from pipeline.epochs import SampleOrder, crop_windows
-from pipeline.layout import ArraySpec
+from pipeline.layout import ArraySpec, Layout
 from pipeline.mixture import Part
 from pipeline.positions import Course, Piece, plan_pieces, share_out
 from pipeline.sources import Source, Sources, choose_all
-from pipeline.store import ChipShards, ShardReader, Store
+from pipeline.store import ChipShards, Cut, ShardReader, Store
 from pipeline.types import ChipArrays
 from pipeline.versions import Version, latest_sealed
 
@@ -278,23 +278,20 @@ def _cut_piece(
         start, stop = max(number * size, first), min((number + 1) * size, first + len(samples))
         for name, values in columns.items():
             batch[name][start - number * size : stop - number * size] = values[start - first : stop - first]
-    corners = crop_windows(
-        samples,
-        seed=feed.seed,
-        epoch=epoch,
-        side_px=layout.side_px,
-        crop_px=feed.crop_px,
-        step_px=layout.window_step_px,
-    ).tolist()
-    places: dict[int, list[int]] = {}
-    for place, row in enumerate(samples[:, 0].tolist()):
-        places.setdefault(row, []).append(place)
-    for row, chip in _decoded(store, np.array(sorted(places), dtype=np.int64), tuple(specs)):
-        for place in places[row]:
-            batch, index = batches[(first + place) // size], (first + place) % size
-            y_px, x_px = corners[place]
-            for name, spec in specs.items():
-                batch[name][index] = spec.window(chip[name], y_px, x_px, feed.crop_px)
+    corners = corners_of(samples, epoch, feed=feed, layout=layout).tolist()
+    cuts: dict[int, list[Cut]] = {}
+    for place, (row, (y_px, x_px)) in enumerate(zip(samples[:, 0].tolist(), corners, strict=True), first):
+        cuts.setdefault(row, []).append((batches[place // size], place % size, y_px, x_px))
+    scratch: ChipArrays | None = None
+    for reader, row in _chips(store, np.array(sorted(cuts), dtype=np.int64), tuple(specs)):
+        scratch = scratch or reader.scratch()
+        reader.cut(row, cuts[row], feed.crop_px, scratch)
+
+
+def corners_of(samples: NDArray[np.int64], epoch: int, *, feed: Feed, layout: Layout) -> NDArray[np.int64]:
+    """(sample, 2): y and x of the crop of every sample (row and k) in 10 m pixels."""
+    side_px, step_px = layout.side_px, layout.window_step_px
+    return crop_windows(samples, seed=feed.seed, epoch=epoch, side_px=side_px, crop_px=feed.crop_px, step_px=step_px)
 
 
 def whole_batches(
@@ -302,26 +299,25 @@ def whole_batches(
 ) -> Iterator[Batch]:
     """Whole chips in the order of rows, in batches."""
     specs = _specs(store, arrays)
-    chips = _decoded(store, rows, tuple(specs))
+    chips = _chips(store, rows, tuple(specs))
+    scratch: ChipArrays | None = None
     for start in range(0, len(rows), batch_size):
         of_batch = rows[start : start + batch_size]
         batch = _empty(specs, len(of_batch), store.layout.side_px, {"row": np.int64})
         batch["row"][:] = of_batch
         for index in range(len(of_batch)):
-            for name, pixels in next(chips)[1].items():
-                batch[name][index] = pixels
+            reader, row = next(chips)
+            scratch = scratch or reader.scratch()
+            reader.cut(row, [(batch, index, 0, 0)], store.layout.side_px, scratch)
         yield batch
 
 
-def _decoded(store: ChipShards, rows: NDArray[np.int64], arrays: Sequence[str]) -> Iterator[tuple[int, ChipArrays]]:
-    """Every row with its pixels, ascending; the arrays are used again for the next row."""
-    scratch: ChipArrays | None = None
+def _chips(store: ChipShards, rows: NDArray[np.int64], arrays: Sequence[str]) -> Iterator[tuple[ShardReader, int]]:
+    """Every row with the reader of its shard, ascending."""
     for of_shard in np.split(rows, np.flatnonzero(np.diff(rows // store.layout.shard_chips)) + 1):
         reader = ShardReader(store, int(of_shard[0]) // store.layout.shard_chips, arrays, of_shard.tolist())
-        scratch = scratch or reader.scratch()
         for row in of_shard.tolist():
-            reader.read(row, scratch)
-            yield row, scratch
+            yield reader, row
 
 
 def _empty(specs: Mapping[str, ArraySpec], size: int, size_px: int, columns: Mapping[str, type]) -> Batch:

@@ -100,6 +100,10 @@ class Objects:
         """What lies under a path below this one."""
         return Objects.at(f"{self.url}/{path}")
 
+    def file(self, path: str) -> Path | None:
+        """The file that an object is on a local disk, to be read in parts; None in an object store."""
+        return Path(self.url, path) if self._remote is None else None
+
     def get(self, path: str) -> bytes:
         """The whole object.
 

@@ -6,7 +6,11 @@ arrive one by one, with the same bytes every time; any reader of Zarr v3 opens t
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import google_crc32c
@@ -83,5 +87,74 @@ def read_index(shard: bytes | memoryview, num_chunks: int) -> NDArray[np.uint64]
     return np.frombuffer(encoded, dtype="<u8").reshape(num_chunks, 2)
 
 
+class ShardFile:
+    """A shard on a local disk: its index is read once, a chunk when it is asked for, by any thread.
+
+    Read in parts and not mapped into memory: a disk that fails is an error then and not the end of the process, and
+    the memory that is held is what was asked for.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no shard of so many chunks, or was damaged.
+    """
+
+    def __init__(self, path: Path, num_chunks: int) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        length = index_bytes(num_chunks)
+        tail = os.pread(self._file, length, max(0, os.fstat(self._file).st_size - length))
+        self.index = read_index(tail, num_chunks)
+        self._places: list[tuple[int, int]] = self.index.tolist()
+
+    def read(self, place: int, out: NDArray[Any], *, codec: str, lines: tuple[int, int]) -> None:
+        """Decode a chunk into an array (band, y, x) or (y, x) of its shape.
+
+        Args:
+            place: In the shard.
+            out: The array.
+            codec: Of the store.
+            lines: First one and one past the last that are needed; others may be left as they were.
+        """
+        start, length = self._places[place]
+        if start == ABSENT:
+            raise ValueError(f"{self._path} has no chunk at place {place}")
+        if codec != "none":
+            encoded = _scratch(length)
+            self._fill(encoded, start)
+            decode_chunk(encoded, codec=codec, dtype=out.dtype, out=out)
+            return
+        first, stop = lines
+        bands = out.reshape(-1, *out.shape[-2:])
+        line_bytes, band_bytes = bands[0, 0].nbytes, bands[0].nbytes
+        if out.nbytes - len(bands) * (stop - first) * line_bytes < (len(bands) - 1) * _CALL_BYTES:
+            bands, first, stop = bands.reshape(1, -1, bands.shape[-1]), 0, len(bands) * bands.shape[1]
+        for number, band in enumerate(bands):
+            self._fill(band[first:stop].data, start + number * band_bytes + first * line_bytes)
+
+    def _fill(self, out: memoryview, start: int) -> None:
+        if os.preadv(self._file, [out], start) != out.nbytes:
+            raise ValueError(f"{self._path} ends before a chunk at byte {start} does")
+
+    def __del__(self) -> None:
+        # Of a file that could not be opened there is none.
+        if (file := self.__dict__.pop("_file", None)) is not None:
+            os.close(file)
+
+
+_CALL_BYTES: Final = 1 << 14
+"""What is read in the time of a call; a chunk is read in parts where more of it is not wanted."""
+
+_of_thread = threading.local()
+
+
+def _scratch(length: int) -> memoryview:
+    """So many bytes that this thread uses again and again: memory that is touched for the first time is slow."""
+    held: bytearray = getattr(_of_thread, "encoded", bytearray())
+    if len(held) < length:
+        held = _of_thread.encoded = bytearray(length)
+    return memoryview(held)[:length]
+
+
+@cache
 def _blosc(codec: str, dtype: np.dtype[Any]) -> Blosc:
     return Blosc(cname=codec, clevel=_LEVEL, shuffle=BITSHUFFLE, typesize=dtype.itemsize)

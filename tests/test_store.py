@@ -155,8 +155,14 @@ def test_a_chip_without_any_data_is_a_chip_and_no_hole(store: Store) -> None:
     assert read_index(store.objects.get(store.shard_key("b60", 0)), 4)[1, 0] == 0
 
 
+@pytest.mark.parametrize("fetched", [False, True])
 @pytest.mark.parametrize("rows", [[16], [17, 21], list(range(16, 32))])
-def test_few_chips_of_a_shard_are_read_as_well_as_many(tmp_path: Path, rows: list[int]) -> None:
+def test_few_chips_of_a_shard_are_read_as_well_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[int], fetched: bool
+) -> None:
+    if fetched:
+        # As of an object store, where nothing is a file.
+        monkeypatch.setattr(Objects, "file", lambda objects, path: None)
     layout = replace(LAYOUT, shard_chips=16)
     store = Store.create(str(tmp_path / "store"), layout)
     store.resize(32)
@@ -166,6 +172,45 @@ def test_few_chips_of_a_shard_are_read_as_well_as_many(tmp_path: Path, rows: lis
     for row in reversed(rows):
         reader.read(row, scratch)
         assert_same_chip(scratch, make_chip(row, layout))
+
+
+@pytest.mark.parametrize("codec", ["lz4", "none"])
+@pytest.mark.parametrize("size_px", [6, 120, 180, 264])
+def test_crops_are_the_windows_that_zarr_reads_whatever_part_of_a_chip_is_read(
+    tmp_path: Path, codec: str, size_px: int
+) -> None:
+    layout = Layout(shard_chips=4, codec=codec, labels={"worldcover": {10: "trees"}})
+    store = Store.create(str(tmp_path / "store"), layout)
+    store.resize(3)
+    store.write_shard(0, [(row, make_chip(row, layout)) for row in (0, 2)])
+    reader = ShardReader(store, 0, layout.arrays(), [0, 2])
+    sides = {name: size_px // spec.step_px for name, spec in layout.arrays().items()}
+    into = {
+        name: np.zeros((4, *spec.shape[:-2], sides[name], sides[name]), spec.dtype)
+        for name, spec in layout.arrays().items()
+    }
+    last = layout.side_px - size_px
+    places = {0: [(0, 0, 0), (3, 0, last)], 2: [(1, last, last), (2, last, 0)]}
+    for row, cuts in places.items():
+        # The arrays hold the last chip's pixels, as they are used again.
+        scratch = {name: np.full(spec.shape, 99, spec.dtype) for name, spec in layout.arrays().items()}
+        reader.cut(row, [(into, *cut) for cut in cuts], size_px, scratch)
+    for row, cuts in places.items():
+        for place, y_px, x_px in cuts:
+            window = store.read_window(row, y_px, x_px, size_px)
+            assert_same_chip({name: array[place] for name, array in into.items()}, window)
+
+
+def test_a_file_that_is_cut_short_is_an_error(store: Store) -> None:
+    store.write_shard(0, [(row, make_chip(row)) for row in range(4)])
+    path = store.objects.file(store.shard_key("b10", 0))
+    assert path is not None
+    reader = ShardReader(store, 0, ["b10"], [3])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="ends before a chunk at byte"):
+        reader.read(3, reader.scratch())
+    with pytest.raises(ValueError, match="its index is damaged"):
+        ShardReader(store, 0, ["b10"], [3])
 
 
 def test_a_shard_without_chips_is_no_object(store: Store) -> None:
