@@ -39,6 +39,8 @@ bench: setup  ## measure alternatives against each other
 	$(BIN)/python -m tests.bench_sealing
 	$(BIN)/python -m tests.bench_reading
 	$(BIN)/python -m tests.bench_growth
+	$(BIN)/python -m tests.bench_epochs
+	$(BIN)/python -m tests.bench_handout
 	$(BIN)/pip download --quiet --no-deps --dest build/wheels torchgeo==0.8.1 || echo "no torchgeo to compare CROMA with"
 	TORCHGEO_WHEEL=build/wheels/torchgeo-0.8.1-py3-none-any.whl $(BIN)/python -m tests.bench_model
 	$(BIN)/python -m tests.bench_model gpu

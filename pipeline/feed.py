@@ -38,7 +38,7 @@ MODEL_ARRAYS = ("b10", "b20", "b60", "radar")
 MODEL_COLUMNS = {"row": np.int64, "k": np.int32, "epoch": np.int32, "position": np.int64}
 """What a crop is, beside its pixels."""
 
-_TASK_SAMPLES = 2048
+TASK_SAMPLES = 2048
 """Below about 500 samples a task's start costs more than its work."""
 
 _TASK_CHIPS = 256
@@ -142,7 +142,7 @@ class ChipSource(Datasource):
     ) -> list[ReadTask]:
         """Tasks of several windows each; how many there are is the epoch's business, not `parallelism`'s."""
         epoch = self.course.epoch_of(self.seen) + _executions_before(data_context)
-        groups = share_out(self.plan(epoch), at_least=_TASK_SAMPLES, multiple_of=self.feed.batch_size)
+        groups = share_out(self.plan(epoch), at_least=TASK_SAMPLES, multiple_of=self.feed.batch_size)
         sample_bytes = self.sample_bytes()
         return [self._task(pieces, sample_bytes, per_task_row_limit) for pieces in groups]
 

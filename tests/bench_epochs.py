@@ -25,9 +25,8 @@ from pipeline.store import Store
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 WRITTEN_FRACTION = 0.6
-GLOBAL_BATCH = 7200
-RANKS = 48
-"""64 do not divide the batch."""
+GLOBAL_BATCH = 7168
+RANKS = 64
 
 
 def synthetic_rows(num_chips: int) -> np.ndarray:
