@@ -16,12 +16,13 @@ import ray
 import yaml
 from jsonschema import Draft202012Validator
 
+from jobs.pretrain import Pretrain
 from jobs.support.settings import JobSettings, parse
 from tests.kuberay_rules import Json, groups, operator_errors, validators, with_value
 
 ROOT = Path(__file__).resolve().parents[1]
 KUBERAY = ROOT / "infra" / "kuberay"
-CLUSTERS = ("raycluster.yaml", "rayjob-pretrain.yaml")
+CLUSTERS = ("raycluster.yaml", "rayjob-pretrain.yaml", "rayjob-pretrain-64-gpus.yaml")
 RAYJOBS = sorted(path.name for path in KUBERAY.glob("rayjob-*.yaml"))
 SECRET_NAME = re.compile(r"key|secret|token|password", re.IGNORECASE)
 
@@ -212,14 +213,15 @@ def test_images_are_those_of_this_version() -> None:
 
 
 def test_there_is_a_manifest_for_each_job_that_is_worth_one() -> None:
-    assert set(RAYJOBS) == {f"rayjob-{job}.yaml" for job in ("build-dataset", "pretrain", "evaluate", "embed")}
+    jobs = ("build-dataset", "pretrain", "pretrain-64-gpus", "evaluate", "embed")
+    assert set(RAYJOBS) == {f"rayjob-{job}.yaml" for job in jobs}
 
 
 @pytest.mark.parametrize("name", RAYJOBS)
 def test_an_entrypoint_is_a_command_that_the_job_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     python, switch, module, *words = shlex.split(document(name)["spec"]["entrypoint"])
     assert (python, switch) == ("python", "-m")
-    assert module == "jobs." + name.removeprefix("rayjob-").removesuffix(".yaml").replace("-", "_")
+    assert name.startswith("rayjob-" + module.removeprefix("jobs.").replace("_", "-"))
     try:
         parse(settings_of(module), words)
     except SystemExit:
@@ -234,6 +236,19 @@ def test_a_job_on_the_cluster_that_shrinks_to_nothing_says_what_machines_it_want
         words = document(name)["spec"]["entrypoint"].split()
         assert "inference.use_gpu=true" in words, name
         assert any(word.startswith("inference.num_actors=") for word in words), name
+
+
+@pytest.mark.parametrize("name", [name for name in CLUSTERS if "pretrain" in name])
+def test_a_training_has_a_worker_for_every_gpu_and_its_part_of_every_batch(name: str) -> None:
+    manifest = document(name)
+    (group,) = cluster_of(manifest)["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    gpus = group["replicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert group["minReplicas"] == group["maxReplicas"] == group["replicas"]
+    settings = parse(settings_of("jobs.pretrain"), shlex.split(manifest["spec"]["entrypoint"])[3:])
+    assert isinstance(settings, Pretrain)
+    assert settings.num_workers == gpus
+    assert settings.global_batch % gpus == 0
 
 
 def settings_of(module: str) -> type[JobSettings]:
