@@ -22,8 +22,9 @@ from pipeline.epochs import SampleOrder, crop_windows
 from pipeline.layout import ArraySpec, Layout
 from pipeline.mixture import Part
 from pipeline.positions import Course, Piece, plan_pieces, share_out
+from pipeline.shard_reader import ChipShards, Cut, ShardReader
 from pipeline.sources import Source, Sources, choose_all
-from pipeline.store import ChipShards, Cut, ShardReader, Store
+from pipeline.store import Store
 from pipeline.types import ChipArrays
 from pipeline.versions import Version, latest_sealed
 

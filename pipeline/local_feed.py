@@ -22,8 +22,9 @@ from pipeline.batch_buffers import Allocate, BatchBuffers
 from pipeline.feed import MODEL_ARRAYS, MODEL_COLUMNS, Batch, ChipSource, Feed, corners_of
 from pipeline.layout import ArraySpec, Layout
 from pipeline.positions import Piece
+from pipeline.shard_reader import ChipShards, ShardReader
 from pipeline.sources import Sources
-from pipeline.store import ChipShards, ShardReader, Store
+from pipeline.store import Store
 from pipeline.types import ChipArrays
 
 _OBJECTS_IN_FLIGHT = 12

@@ -36,7 +36,7 @@ class Source:
 
 
 class Sources:
-    """Some stores, opened as one; see `pipeline.store.ChipShards`.
+    """Some stores, opened as one; see `pipeline.shard_reader.ChipShards`.
 
     Raises:
         StoreError: A store is missing, or its chips are not like those of the first.

@@ -10,7 +10,8 @@ from typing import Any, Final
 from pipeline import chip_table
 from pipeline.canonical import differences
 from pipeline.chip_table import FROM_MANIFEST, some
-from pipeline.store import ShardReader, Store, StoreError, chip_hash
+from pipeline.shard_reader import ShardReader
+from pipeline.store import Store, StoreError, chip_hash
 from pipeline.versions import Version, latest
 
 _SHOWN: Final = 20

@@ -29,8 +29,9 @@ from pipeline.grid import Cell
 from pipeline.limits import HostLimits
 from pipeline.objects import Objects
 from pipeline.redaction import Redacting, describe, redact
+from pipeline.shard_reader import ShardReader
 from pipeline.signing import sign
-from pipeline.store import ShardReader, Store
+from pipeline.store import Store
 from pipeline.versions import Version
 from tests.azurite import AzuriteLab, azurite_lab, first_byte
 from tests.sample_chips import LAYOUT, make_chip

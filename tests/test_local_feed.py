@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from pipeline.feed import Batch, ChipSource, Feed, cut_batches
 from pipeline.layout import Layout
 from pipeline.local_feed import chips_of, rank_batches, visits
+from pipeline.mixture import Part
 from pipeline.objects import Objects
 from pipeline.positions import share_out
+from pipeline.sources import Source
 from pipeline.store import Store
-from tests.test_feed import LAYOUT, NUM_ROWS, feed_of, write_version
+from tests.test_feed import LAYOUT, NUM_ROWS, TRAIN_ROWS, feed_of, write_version
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,17 @@ def test_a_rank_gets_what_ray_data_would_have_dealt_it(
             held += 1 + (2 * window_chips + 16 + 12) * crops_per_chip // 12
         assert len(made) <= arrays_of_a_batch * held, "more batches were held than were said"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed-")]
+
+
+def test_several_stores_are_fed_as_one(urls: dict[str, str]) -> None:
+    chips = len(TRAIN_ROWS)
+    # Of the first all chips and some again, of the second not all.
+    parts = (Part(num_chips=chips, taken=chips + 7), Part(num_chips=chips, taken=chips - 7))
+    other = Source(url=urls["none"], version=1)
+    feed = feed_of(urls["lz4"], others=(other,), parts=parts, ranks=2, global_batch=12, window_chips=30)
+    expected = dealt(feed, 24, 2)
+    for rank in range(2):
+        assert_equal(copied(rank_batches(feed, rank=rank, seen=24, epochs=2)), expected[rank])
 
 
 def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(urls: dict[str, str]) -> None:

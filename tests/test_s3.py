@@ -22,7 +22,8 @@ from pipeline.grid import Cell
 from pipeline.leases import hold
 from pipeline.manifest import ITEMS_SCHEMA, MANIFEST_SCHEMA, REJECTIONS_SCHEMA
 from pipeline.objects import Objects
-from pipeline.store import ShardReader, Store, StoreError, chip_hash
+from pipeline.shard_reader import ShardReader
+from pipeline.store import Store, StoreError, chip_hash
 from pipeline.versions import Version, begin
 from tests.sample_chips import LAYOUT, make_chip
 from tests.seaweed import BUCKET, Seaweed, seaweed

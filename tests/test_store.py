@@ -20,8 +20,9 @@ from numpy.testing import assert_array_equal
 
 from pipeline.layout import Layout
 from pipeline.objects import Objects
+from pipeline.shard_reader import ShardReader
 from pipeline.shards import ABSENT, decode_chunk, encode_chunk, join_chunks, read_index
-from pipeline.store import ShardReader, Store, StoreError, chip_hash
+from pipeline.store import Store, StoreError, chip_hash
 from pipeline.types import ChipArrays
 from tests.sample_chips import LAYOUT, make_chip
 

@@ -13,8 +13,8 @@ from pipeline.epochs import Window
 from pipeline.feed import MODEL_ARRAYS, Feed, cut_batches
 from pipeline.objects import concurrently
 from pipeline.positions import Piece
+from pipeline.shard_reader import ChipShards
 from pipeline.sources import Sources
-from pipeline.store import ChipShards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
