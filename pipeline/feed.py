@@ -22,6 +22,7 @@ from pipeline.epochs import SampleOrder, crop_windows
 from pipeline.layout import ArraySpec, Layout
 from pipeline.mixture import Part
 from pipeline.positions import Course, Piece, plan_pieces, share_out
+from pipeline.shard_cache import ShardCache
 from pipeline.shard_reader import ChipShards, Cut, ShardReader
 from pipeline.sources import Source, Sources, choose_all
 from pipeline.store import Store
@@ -64,6 +65,9 @@ class Feed:
     only: ChipFilter = EVERY_CHIP
     """Conditions that a chip must meet."""
 
+    cache: ShardCache | None = None
+    """Where each node keeps shards."""
+
     split: str = "train"
     crop_px: int = 120
     """Side of a crop in 10 m pixels; a multiple of 6, unless the store has all bands on 10 m."""
@@ -86,6 +90,10 @@ class Feed:
     def sources(self) -> tuple[Source, ...]:
         """All stores, in the order of their rows."""
         return (Source(url=self.url, version=self.version), *self.others)
+
+    def open(self) -> Sources:
+        """The stores, to read from."""
+        return Sources(self.sources, cache=self.cache)
 
     @property
     def batch_size(self) -> int:
@@ -149,7 +157,7 @@ class ChipSource(Datasource):
 
     def _task(self, pieces: list[Piece], sample_bytes: int, limit: int | None) -> ReadTask:
         def read(feed: Feed = self.feed, pieces: list[Piece] = pieces) -> Iterator[Block]:
-            for batch in cut_batches(Sources(feed.sources), pieces, feed=feed):
+            for batch in cut_batches(feed.open(), pieces, feed=feed):
                 yield BlockAccessor.batch_to_block(batch)
 
         num_samples = sum(piece.num_samples for piece in pieces)

@@ -23,7 +23,6 @@ from pipeline.feed import MODEL_ARRAYS, MODEL_COLUMNS, Batch, ChipSource, Feed, 
 from pipeline.layout import ArraySpec, Layout
 from pipeline.positions import Piece
 from pipeline.shard_reader import ChipShards, ShardReader
-from pipeline.sources import Sources
 from pipeline.store import Store
 from pipeline.types import ChipArrays
 
@@ -89,7 +88,7 @@ def rank_batches(
         allocate: Makes the arrays of batches, (shape, dtype) -> array; for memory that devices read from.
     """
     source = ChipSource(feed, seen=seen)
-    store = Sources(feed.sources)
+    store = feed.open()
     specs = {name: spec for name, spec in store.layout.arrays().items() if name in MODEL_ARRAYS}
     local = all(Store.open(each.url).is_local for each in feed.sources)
     # A crop of a batch that comes later is cut when its chip is decoded for the first: the whole window is open then.

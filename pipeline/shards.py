@@ -55,14 +55,24 @@ def join_chunks(chunks: Mapping[int, bytes], num_chunks: int) -> bytes:
         chunks: Place in the shard -> encoded chunk; what is not given is a hole and costs nothing but its index.
         num_chunks: Places in the shard.
     """
+    lengths = {place: len(chunks[place]) for place in sorted(chunks)}
+    return b"".join([*(chunks[place] for place in lengths), write_index(lengths, num_chunks)])
+
+
+def write_index(lengths: Mapping[int, int], num_chunks: int) -> bytes:
+    """The end of a shard whose chunks lie one after another.
+
+    Args:
+        lengths: Place in the shard -> bytes of its chunk, in the order in which they lie; holes are not given.
+        num_chunks: Places in the shard.
+    """
     index = np.full((num_chunks, 2), ABSENT, dtype="<u8")
     end = 0
-    for place in sorted(chunks):
-        index[place] = end, len(chunks[place])
-        end += len(chunks[place])
+    for place, length in lengths.items():
+        index[place] = end, length
+        end += length
     encoded = index.tobytes()
-    crc = google_crc32c.value(encoded).to_bytes(_CRC_BYTES, "little")
-    return b"".join([*(chunks[place] for place in sorted(chunks)), encoded, crc])
+    return b"".join([encoded, google_crc32c.value(encoded).to_bytes(_CRC_BYTES, "little")])
 
 
 def index_bytes(num_chunks: int) -> int:

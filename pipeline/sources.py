@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.canonical import differences
 from pipeline.chip_filter import ChipFilter, Chosen, choose
 from pipeline.layout import Layout
+from pipeline.shard_cache import ShardCache, StoreCache
 from pipeline.store import Store, StoreError
 from pipeline.versions import Version
 
@@ -42,8 +43,9 @@ class Sources:
         StoreError: A store is missing, or its chips are not like those of the first.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], *, cache: ShardCache | None = None) -> None:
         self.sources = tuple(sources)
+        self.cache = cache
         self._stores = [Store.open(source.url) for source in sources]
         for store in self._stores[1:]:
             _refuse_unlike(self._stores[0], store)
@@ -52,6 +54,8 @@ class Sources:
         # Where each store's shards begin; of one alone nothing needs to be read for it.
         ends = (Version(source.url, source.version).shards().stop for source in self.sources[:-1])
         self._first_shards = [0, *accumulate(ends)]
+        if cache is not None:
+            self._keep_in(cache)
 
     def holder(self, shard: int) -> tuple[Store, int]:
         """The store that has a shard, and the shard's number there."""
@@ -78,6 +82,15 @@ class Sources:
             by_source.setdefault(source, []).append(own)
         return "; ".join(f"{Version(each.url, each.version).name}: rows {own}" for each, own in by_source.items())
 
+    def _keep_in(self, cache: ShardCache) -> None:
+        """Let shards be read through a cache, which is told what is fed."""
+        found = [Version(source.url, source.version).versions() for source in self.sources]
+        seals = [tuple(_seal(version) for version in versions) for versions in found]
+        cache = replace(cache, contents=tuple(seal for each in seals for seal in each))
+        for store, versions, each in zip(self._stores, found, seals, strict=True):
+            first_shards = tuple(version.first_shard() for version in versions)
+            store.cache = StoreCache(cache=cache, first_shards=first_shards, seals=each)
+
     def _number(self, shard: int) -> int:
         return bisect_right(self._first_shards, shard) - 1
 
@@ -89,6 +102,13 @@ def choose_all(sources: Iterable[Source], only: ChipFilter, *, split: str | None
         StoreError: A source has none.
     """
     return [choose(Version(each.url, each.version), only, split=split).or_refuse() for each in sources]
+
+
+def _seal(version: Version) -> str:
+    """Hash of the chip table, and so of all pixels, of a sealed version."""
+    sealed = version.sealed
+    assert sealed is not None, version
+    return str(sealed["sha256"])[:20]
 
 
 def _refuse_unlike(first: Store, other: Store) -> None:

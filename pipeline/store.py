@@ -17,6 +17,7 @@ import zarr
 from pipeline.canonical import differences
 from pipeline.layout import LAYOUT_VERSION, Layout
 from pipeline.objects import Objects, concurrently
+from pipeline.shard_cache import StoreCache
 from pipeline.shards import (
     ABSENT,
     encode_chunk,
@@ -52,6 +53,7 @@ class Store:
         self.url = objects.url
         self.layout = layout
         self.objects = objects
+        self.cache: StoreCache | None = None
 
     @staticmethod
     def create(url: str, layout: Layout) -> Store:

@@ -35,7 +35,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def dealt(feed: Feed, seen: int, epochs: int) -> list[list[Batch]]:
     """By rank: the batches that read tasks make, dealt out in turn."""
-    source, store = ChipSource(feed, seen=seen), Store.open(feed.url)
+    source, store = ChipSource(feed, seen=seen), feed.open()
     blocks = [
         batch
         for epoch in range(source.course.epoch_of(seen), epochs)
