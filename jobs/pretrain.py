@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import ray
@@ -34,6 +35,7 @@ from model.normalisation import SSL4EO_S12
 from pipeline.canonical import differences
 from pipeline.feed import Feed
 from pipeline.objects import Objects
+from pipeline.shard_cache import ShardCache
 from pipeline.sources import Source, Sources, choose_all
 
 log = logging.getLogger("pretrain")
@@ -81,6 +83,13 @@ class Pretrain(JobSettings):
 
     filter: ChipConditions = ChipConditions()
     """Which chips are fed."""
+
+    cache_dir: str | None = None
+    """Directory on each node's own disk, best NVMe, where shards are kept once they were fetched, uncompressed; all
+    processes of a node share it, and later runs find it. Unset: none."""
+
+    cache_bytes: int = Field(default=500_000_000_000, gt=0)
+    """Bytes that cache_dir may hold; 1.1 MB for a chip of 264 px. Where all shards do not fit, those that do stay."""
 
     out: str
     """Directory of the run: checkpoints, losses, report.html, model.safetensors; on a cluster a shared file system or
@@ -201,6 +210,13 @@ class Pretrain(JobSettings):
         return self
 
     @property
+    def cache(self) -> ShardCache | None:
+        """Where shards are kept."""
+        if self.cache_dir is None:
+            return None
+        return ShardCache(directory=str(Path(self.cache_dir).expanduser().absolute()), max_bytes=self.cache_bytes)
+
+    @property
     def fed(self) -> tuple[FedStore, ...]:
         """The stores, whichever way they were named."""
         return self.stores or (FedStore(store=str(self.store), version=self.version),)
@@ -269,6 +285,7 @@ def _plan(settings: Pretrain, sources: tuple[Source, ...]) -> TrainingPlan:
         parts=parts_of(settings.fed, chosen, global_batch=settings.global_batch),
         only=only,
         split=split,
+        cache=settings.cache,
         crop_px=window_px(settings.model_dump()),
         crops_per_chip=settings.crops_per_chip,
         seed=settings.seed,
@@ -304,6 +321,7 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
 def _claim(out: Objects, settings: Pretrain, sources: Sequence[Source]) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
     how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every_samples"}
+    how |= {"cache_dir", "cache_bytes"}
     elsewhere = {
         "dry_run",
         "ray_address",

@@ -56,7 +56,8 @@ def test_two_workers_train_and_the_same_command_goes_on(store: Path, tmp_path: P
     # Of two epochs of 18 samples: what is no whole batch of the first begins the second.
     assert seen == [4 * (n + 1) for n in range(9)]
     assert {step["epoch"] for step in steps} == {0, 1}
-    assert all(1 <= step["shards"] <= 2 for step in steps)
+    # Over both workers: of the four samples of a global batch, from three shards.
+    assert all(1 <= step["shards"] <= 3 for step in steps)
     assert "Chips of the test split" in (out / "report.html").read_text()
     with (out / "model.safetensors").open("rb") as file:
         croma, normalisation = restore(load(file))

@@ -80,7 +80,7 @@ _PANELS: Sequence[tuple[str, Sequence[tuple[str, str, str]]]] = (
     ("temperature", [("temperature", "", ACCENT)]),
     ("gradient norm, before it is cut", [("gradient_norm", "", ACCENT)]),
     ("learning rate", [("learning_rate", "", INK)]),
-    ("shards in a worker's batch", [("shards", "", INK)]),
+    ("shards in a global batch", [("shards", "", INK)]),
 )
 """Title -> (value of a step, label, colour)."""
 

@@ -142,6 +142,7 @@ def fit(
             "threads": None if use_gpu else 1,
             "shard_chips": Sources(feed.sources).layout.shard_chips,
             "sources": feed.sources,
+            "cache": feed.cache,
             "looks": _looks_plan(plan, out),
             "evaluate": {"every_samples": settings["evaluate"]["every_samples"]} if validation else None,
         },

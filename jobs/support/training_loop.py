@@ -21,6 +21,8 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, distributed
 
+from jobs.support.batch_mix import shards_over_ranks
+from jobs.support.cache_watch import CacheWatch
 from jobs.support.job import log_to_stderr
 from jobs.support.training_looks import Looks
 from jobs.support.waiting import probable_cause
@@ -54,8 +56,8 @@ def train_worker(plan: dict[str, Any]) -> None:
             checkpoint_every_samples (or None: at the end of every report_every_epochs), threads, losses_url, origin
             (of the run: store, version, commit), shard_chips and sources (of the stores), looks (of `Looks`); where
             they differ from the defaults, objective (of `Objective`), recompute (activation checkpointing), compile (a
-            backend of torch.compile, or off) and evaluate (every_samples, or None: every checkpoint; see
-            `evaluation_due`).
+            backend of torch.compile, or off), evaluate (every_samples, or None: every checkpoint; see
+            `evaluation_due`) and cache (a `ShardCache`).
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -74,7 +76,9 @@ def train_worker(plan: dict[str, Any]) -> None:
     step_settings = StepSettings(**plan["step"])
     model.train()
     looks = Looks(plan["looks"])
+    cache = CacheWatch(plan.get("cache"))
     steps: list[dict[str, float]] = []
+    shards: list[Tensor] = []
     while seen < total:
         epoch = course.epoch_of(seen)
         for batch, waited_s in _batches(size):
@@ -94,19 +98,22 @@ def train_worker(plan: dict[str, Any]) -> None:
                 error.add_note(Sources(plan["sources"]).name_rows(batch["row"].tolist()))
                 raise
             seen += plan["global_batch"]
-            shards = (batch["row"] // plan["shard_chips"]).unique().numel()
+            shards.append((batch["row"] // plan["shard_chips"]).unique())
             elapsed = time.monotonic() - start
-            feed = {"waited_s": waited_s, "step_s": elapsed, "shards": shards}
+            feed = {"waited_s": waited_s, "step_s": elapsed}
             steps.append({"samples": seen, "epoch": epoch, **feed, **values})
             if checkpoint_due(seen, course, plan):
+                for step, number in zip(steps, shards_over_ranks(shards), strict=True):
+                    step["shards"] = number
                 means = _write_losses(plan["losses_url"], steps, rank=rank, total=total)
+                means |= cache.since_last(say=context.get_local_rank() == 0)
                 if rank == 0:
                     looks.write(pretraining, normalisation, seen, last=seen == total)
                 facts = {name: plan[name] for name in ("order", "origin")}
                 state = {"optimizer": optimizer.state_dict(), "samples_seen": seen, **facts}
                 evaluated = evaluation_due(seen, seen - len(steps) * plan["global_batch"], total, plan)
                 _report(pretraining, normalisation, state, means, rank=rank, evaluated=evaluated)
-                steps = []
+                steps, shards = [], []
         if seen != course.seen_after(epoch + 1):
             raise PositionError(f"epoch {epoch} ended after {seen} samples instead of {course.seen_after(epoch + 1)}")
 
@@ -257,7 +264,7 @@ def _write_losses(url: str, steps: list[dict[str, float]], *, rank: int, total: 
         log_to_stderr()
         log.info(
             "%d of %d samples: loss %.3f (contrastive %.3f, optical %.3f, radar %.3f), match %.2f, waited %.0f %%, "
-            "%.0f shards in a batch of a worker",
+            "%.0f shards in a batch",
             seen, total, means["loss"], means["contrastive"], means["reconstruction_optical"],
             means["reconstruction_radar"], means["match_fraction"],
             100 * means["waited_s"] / (means["waited_s"] + means["step_s"]), means["shards"],
