@@ -60,7 +60,7 @@ class ShardCache:
 
     When it is full, the least recently used files of other contents go, and those of the own ones that were not used
     for a day. Shards of the own contents do not push each other out: every epoch reads each once in another order, and
-    a cache of half of them would find an eighth if the least recently used went, and finds half if those there stay.
+    a cache of half of them would find a seventh if the least recently used went, and finds half if those there stay.
     """
 
     directory: str
