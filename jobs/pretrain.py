@@ -20,20 +20,25 @@ from pydantic import Field, model_validator
 
 from jobs.support.checkpoint_scores import read_scores
 from jobs.support.encoder import check_units
+from jobs.support.failures import failures
 from jobs.support.fed import ChipConditions, FedStore, parts_of, sealed_sources
+from jobs.support.initial_weights import INITIAL_FILE, read_weights
 from jobs.support.job import JobError, connect, run_job
 from jobs.support.model_files import WEIGHTS_FILE
 from jobs.support.online_evaluation import OnlineEvaluation, check_evaluation, prepare_evaluation
 from jobs.support.presets import PresetName, with_preset
-from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exported, say_plan, window_px
+from jobs.support.pretraining import TrainingPlan, export_model, fit, is_exported, samples_seen, say_plan, window_px
 from jobs.support.run_record import recorded
 from jobs.support.settings import Group, JobSettings
 from jobs.support.tracking import Mlflow, tracked, tracker_of
 from jobs.support.training_estimate import Assumptions, say_estimate
 from jobs.support.training_report import REPORT_FILE, REQUEST_FILE, write_training_report
+from jobs.support.worker_counts import WorkerSetting, check_divides, worker_counts
+from model.croma import CONFIGS
 from model.normalisation import SSL4EO_S12
 from pipeline.canonical import differences
 from pipeline.feed import Feed
+from pipeline.layout import Layout
 from pipeline.objects import Objects
 from pipeline.shard_cache import ShardCache
 from pipeline.sources import Source, Sources, choose_all
@@ -115,8 +120,10 @@ class Pretrain(JobSettings):
     global_batch: int = Field(default=1024, ge=2)
     """Samples per step over all workers; all of them are contrasted with each other."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Processes that train, one per GPU; divides global_batch. A run may go on with another number."""
+    num_workers: WorkerSetting = 1
+    """Processes that train, one per GPU; divides global_batch. A run may go on with another number. A range such as
+    2..8 takes as many as there is room for, from its start on and whenever nodes come or go; every number in it must
+    divide global_batch."""
 
     use_gpu: bool | None = None
     """Whether workers take a GPU each; unset: if the cluster has any."""
@@ -166,8 +173,18 @@ class Pretrain(JobSettings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 on GPUs and float32 on CPUs."""
 
-    normalisation: Literal["store", "ssl4eo-s12"] = "store"
-    """Means and deviations that scale the bands: of this store's training chips, or of SSL4EO-S12."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Average the weights over the steps: what the average keeps of its past over 1024 samples, 0.999 for example. It
+    reaches back over a tenth of the samples seen at most. The average is what is exported. Unset: none."""
+
+    from_weights: str | None = None
+    """Begin with these weights instead of random ones: a model.safetensors of ours, a file of released weights, or
+    torchgeo's. What it lacks (decoder and projections, if it holds encoders alone) begins at random. A run that was
+    begun goes on from its own checkpoints."""
+
+    normalisation: Literal["store", "ssl4eo-s12", "weights"] = "store"
+    """Means and deviations that scale the bands: of this store's training chips, of SSL4EO-S12, or those that come with
+    from_weights, which are the default where that is given."""
 
     report_every_epochs: int = Field(default=1, ge=1)
     """Epochs between checkpoints, unless checkpoint_every_samples is set."""
@@ -180,7 +197,26 @@ class Pretrain(JobSettings):
     """Checkpoints that are kept; older ones are deleted."""
 
     max_failures: int = Field(default=3, ge=0)
-    """Times that lost workers are replaced and training goes on from the last checkpoint."""
+    """Times that workers which died or failed are replaced and training goes on from the last checkpoint."""
+
+    max_preemptions: int | None = Field(default=None, ge=0)
+    """Times that nodes may be taken away by those who lend them; not counted as failures. Before that happens a
+    checkpoint is taken, if there is word of it. Unset: any number."""
+
+    preemption_grace_s: float = Field(default=0.0, ge=0)
+    """Seconds that workers on other nodes go on after a node is due to be taken away, for a checkpoint that takes
+    longer to write than there was notice."""
+
+    worker_start_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds within which all workers must have started, or they are tried again; longer where nodes pull a large
+    image first. With a range of num_workers, a node that was lost costs as much before fewer workers start."""
+
+    on_nonfinite: Literal["end", "skip"] = "end"
+    """What a step does whose loss or gradient is not a number: end the run, or leave the weights as they are and go on;
+    its chips are in nonfinite/ in any case."""
+
+    max_skipped_steps: int = Field(default=10, ge=1)
+    """Such steps that may be skipped in a run; one more ends it."""
 
     seed: int = 0
     """Decides weights, order, crops, masks, flips and turns."""
@@ -194,10 +230,19 @@ class Pretrain(JobSettings):
     assume: Assumptions = Assumptions()
     """What a dry run reckons with."""
 
+    @model_validator(mode="after")
+    def _scaling_is_there(self) -> Self:
+        if self.normalisation == "weights" and self.from_weights is None:
+            raise ValueError("normalisation=weights needs from_weights")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
-        return with_preset(given) if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        merged = with_preset(given)
+        return merged if merged.get("from_weights") is None else {"normalisation": "weights", **merged}
 
     @model_validator(mode="after")
     def _one_way_to_name_stores(self) -> Self:
@@ -235,8 +280,7 @@ def main(settings: Pretrain) -> None:
         raise ValueError(
             f"crop_px={settings.crop_px}{with_scale} is larger than the store's chips of {layout.side_px} px"
         )
-    if settings.global_batch % settings.num_workers:
-        raise ValueError(f"global_batch={settings.global_batch} is no multiple of num_workers={settings.num_workers}")
+    check_divides(worker_counts(settings.num_workers), settings.global_batch)
     plan = _plan(settings, sources)
     evaluated_on = check_evaluation(settings.evaluate, plan.feed)
     tracker = tracker_of(settings.mlflow, settings.out)
@@ -246,7 +290,10 @@ def main(settings: Pretrain) -> None:
         return
     with recorded(settings, job="pretrain", output=settings.out) as record:
         out = Objects.at(settings.out)
+        weights = _first_weights(settings, out, layout)
         _claim(out, settings, sources)
+        if weights:
+            out.put(INITIAL_FILE, weights)
         inputs = [{"url": each.url, "version": each.version} for each in sources]
         record.inputs.update({"stores": inputs} if settings.stores else {"store": inputs[0]})
         if is_exported(out):
@@ -263,7 +310,10 @@ def main(settings: Pretrain) -> None:
             _leave_cpus_to_read(settings)
             with record.stage("train"):
                 validation = prepare_evaluation(settings.evaluate, evaluated_on, out, seed=settings.seed)
-                result = fit(plan, out, validation=validation, callbacks=[tracker] if tracker else [])
+                try:
+                    result = fit(plan, out, validation=validation, callbacks=[tracker] if tracker else [])
+                finally:
+                    record.results["failures"] = failures(out)
             with record.stage("export"):
                 digest = export_model(result.checkpoint, plan, out)
                 record.outputs["report"] = write_training_report(out)
@@ -290,7 +340,7 @@ def _plan(settings: Pretrain, sources: tuple[Source, ...]) -> TrainingPlan:
         crops_per_chip=settings.crops_per_chip,
         seed=settings.seed,
         global_batch=settings.global_batch,
-        ranks=settings.num_workers,
+        ranks=worker_counts(settings.num_workers).most,
     )
     samples = feed.order.epoch_chips(sum(len(each.rows) for each in chosen)) * feed.crops_per_chip
     if samples < settings.global_batch:
@@ -302,11 +352,23 @@ def _plan(settings: Pretrain, sources: tuple[Source, ...]) -> TrainingPlan:
     return TrainingPlan(settings=settings.model_dump(), feed=feed, num_samples=samples)
 
 
+def _first_weights(settings: Pretrain, out: Objects, layout: Layout) -> bytes | None:
+    """The weights to begin with; None where none are wanted, or the run was begun and has its copy of them."""
+    if settings.from_weights is None or out.exists(INITIAL_FILE):
+        return None
+    if (seen := samples_seen(out)) or is_exported(out):
+        log.info("%s was trained for %d samples: from_weights is of no matter", settings.out, seen)
+        return None
+    config, own_scaling = CONFIGS[settings.size], settings.normalisation == "weights"
+    return read_weights(settings.from_weights, config=config, layout=layout, own_scaling=own_scaling)
+
+
 def _leave_cpus_to_read(settings: Pretrain) -> None:
     """Refuse to wait for ever, on a machine that will not grow, for the CPU that reads the store."""
     if settings.ray_address or os.environ.get("RAY_ADDRESS"):
         return
-    there, taken = ray.cluster_resources().get("CPU", 0), settings.num_workers * settings.cpus_per_worker
+    most = worker_counts(settings.num_workers).most
+    there, taken = ray.cluster_resources().get("CPU", 0), most * settings.cpus_per_worker
     beside, with_it = 0.0, ""
     if settings.evaluate.store:
         beside, with_it = settings.evaluate.num_cpus, f" and evaluate.num_cpus={settings.evaluate.num_cpus:g}"
@@ -314,14 +376,15 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
         raise JobError(
             f"num_workers={settings.num_workers} with cpus_per_worker={settings.cpus_per_worker:g}{with_it} leave none "
             f"of this machine's {there:g} CPUs to read the store; lower one of them, to "
-            f"{max(0.0, there - 1 - beside) / settings.num_workers:g} CPUs per worker for example"
+            f"{max(0.0, there - 1 - beside) / most:g} CPUs per worker for example"
         )
 
 
 def _claim(out: Objects, settings: Pretrain, sources: Sequence[Source]) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
-    how = {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every_samples"}
+    how = {"num_workers", "use_gpu", "cpus_per_worker", "keep_checkpoints", "checkpoint_every_samples"}
     how |= {"cache_dir", "cache_bytes"}
+    losses = {"max_failures", "max_preemptions", "preemption_grace_s", "worker_start_timeout_s"}
     elsewhere = {
         "dry_run",
         "ray_address",
@@ -333,7 +396,10 @@ def _claim(out: Objects, settings: Pretrain, sources: Sequence[Source]) -> None:
         "mlflow",
         "recompute_activations",
         "compile",
+        "on_nonfinite",
+        "max_skipped_steps",
         *how,
+        *losses,
     }
     request: dict[str, Any] = {
         **settings.model_dump(mode="json", exclude=elsewhere),

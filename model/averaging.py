@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.croma import CromaPretraining
+from model.normalisation import Normalisation
+from model.pretrained import load_weights, restore_pretraining
 
 DECAY_SAMPLES: Final = 1024
 """A decay is what is left of the past after so many samples."""
@@ -69,6 +71,13 @@ class WeightAverage:
         self._averaged.load_state_dict(state)
 
 
-def averaged_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's weights in the state of a `WeightAverage`."""
-    return {key.removeprefix(_PREFIX): tensor for key, tensor in state.items() if key.startswith(_PREFIX)}
+def restore_averaged(checkpoint: Mapping[str, Any]) -> tuple[CromaPretraining, Normalisation]:
+    """The pretraining model of a checkpoint with its averaged weights, or the last step's where there is no average.
+
+    The average is looked for in the training state, under ``average``.
+    """
+    model, normalisation = restore_pretraining(checkpoint)
+    if average := checkpoint["training"].get("average"):
+        weights = {key.removeprefix(_PREFIX): value for key, value in average.items() if key.startswith(_PREFIX)}
+        load_weights(model, weights)
+    return model, normalisation

@@ -22,14 +22,12 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from jobs.support.device_peaks import peak_of
 from model.croma import CONFIGS, Croma, CromaConfig, CromaPretraining
 from model.flops import TRAINING_FACTOR, inference_flops, pretraining_flops
 from model.masking import num_kept
 from model.normalisation import SSL4EO_S12
 from model.training import StepSettings, build_optimizer, train_step
-
-PEAK_FLOPS: Final = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 per second, from the makers' data sheets (SXM)."""
 
 BACKENDS: Final = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -210,9 +208,8 @@ def main() -> None:
         sys.stdout.write("no GPU here: nothing measured\n")
         return
     device, name = torch.device("cuda"), torch.cuda.get_device_name()
-    peak_flops = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
     sys.stdout.write(f"{name}, torch {torch.__version__}\n")
-    for line in lines(device, ["base", "large"], peak_flops):
+    for line in lines(device, ["base", "large"], peak_of(device)):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.averaging import DECAY_SAMPLES, RAMP, WeightAverage, averaged_weights, kept_over
+from model.averaging import DECAY_SAMPLES, RAMP, WeightAverage, kept_over, restore_averaged
 from model.croma import CromaPretraining
+from model.normalisation import SSL4EO_S12
+from model.pretrained import to_checkpoint
 from tests.small_stores import SMALL
 
 
@@ -45,7 +47,9 @@ def test_the_average_is_the_sum_of_past_weights_with_fading_shares() -> None:
         kept = kept_over(num_samples, decay=0.5, seen=step * num_samples)
         expected = now if expected is None else kept * expected + (1 - kept) * now
     torch.testing.assert_close(average.model.croma.optical_head.expand.weight.detach(), expected)
-    torch.testing.assert_close(averaged_weights(average.state_dict()), dict(average.model.state_dict()), rtol=0, atol=0)
+    for state, weights in (({"average": average.state_dict()}, average.model), ({}, model)):
+        restored, _ = restore_averaged(to_checkpoint(model, SSL4EO_S12, training=state))
+        torch.testing.assert_close(restored.state_dict(), weights.state_dict(), rtol=0, atol=0)
 
 
 def test_an_average_goes_on_from_its_state_as_if_nothing_had_been() -> None:

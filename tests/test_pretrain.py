@@ -11,9 +11,12 @@ import torch
 
 from jobs.pretrain import Pretrain, main
 from jobs.support.encoder import check_units
+from jobs.support.failures import failures
 from jobs.support.job import JobError
 from jobs.support.pretraining import TrainingPlan, normalisation_of, pooled_statistics, read_losses
 from jobs.support.settings import parse
+from model.croma import TINY
+from model.normalisation import SSL4EO_S12
 from model.pretrained import load, restore
 from pipeline.feed import Feed
 from pipeline.grid import Cell
@@ -21,7 +24,7 @@ from pipeline.objects import Objects
 from pipeline.store import Store, StoreError
 from pipeline.versions import latest_sealed
 from tests.sample_chips import LAYOUT, make_chip
-from tests.small_stores import Candidate, write_store
+from tests.small_stores import Candidate, write_model, write_store
 
 pytestmark = [
     # Ray's own settings object warns about its own fields when it is copied.
@@ -112,7 +115,8 @@ def test_statistics_of_another_level_are_refused_before_anything_starts(other_st
 def test_statistics_of_a_store_are_in_its_own_units_and_of_its_level(store: Path, other_store: Path) -> None:
     for url, unit, level in ((store, "gamma0 dB", "l2a"), (other_store, "sigma0 dB", "l1c")):
         feed = Feed(url=str(url), version=1, crop_px=24, global_batch=2)
-        taken = normalisation_of(TrainingPlan(settings={"normalisation": "store"}, feed=feed, num_samples=4))
+        plan = TrainingPlan(settings={"normalisation": "store"}, feed=feed, num_samples=4)
+        taken = normalisation_of(plan, Objects.at("nothing is read here"))
         assert (taken.radar.unit, taken.level) == (unit, level)
         check_units(Store.open(url).layout, taken)
 
@@ -153,13 +157,38 @@ def test_every_way_of_training_ends_in_a_model(tmp_path: Path) -> None:
         "epochs": 1,
     }
     out = tmp_path / "run"
-    main(settings(url, out, **how))
+    given = write_model(tmp_path / "given.safetensors", config=TINY).state_dict()
+    main(settings(url, out, **how, ema_decay=0.9, from_weights=tmp_path / "given.safetensors"))
     assert len(read_losses(Objects.at(out))) == 2
-    assert (out / "model.safetensors").is_file()
+    with (out / "model.safetensors").open("rb") as file:
+        croma, normalisation = restore(load(file))
+    # Two steps at low rates from the weights that were given, and scaled as for those.
+    assert normalisation == SSL4EO_S12
+    assert all(torch.allclose(value, given[name], atol=1e-3) for name, value in croma.state_dict().items())
+    assert Objects.at(out).get_json("request.json")["from_weights"].endswith("given.safetensors")
     item = json.loads((out / "model.stac.json").read_text())
     assert item["properties"]["mlm:name"] == "CROMA tiny"
     with pytest.raises(ValueError, match=r"crop_px=48, with scale_augmentation 72 px, is larger"):
         main(settings(url, out, **{**how, "crop_px": 48}))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_cluster")
+def test_weights_that_run_away_end_a_run_at_once_with_the_chips_and_what_to_do(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    how = {"learning_rate": 1e38, "warmup_fraction": 0, "on_nonfinite": "skip", "max_skipped_steps": 1}
+    with pytest.raises(
+        JobError, match=r"not finite on rank 0 in the step to 12 samples, after 1 that were skipped"
+    ) as end:
+        main(settings(store, out, **how, checkpoint_every_samples=8))
+    assert "(cell 33N_0" in str(end.value)
+    assert "a lower learning_rate" in str(end.value)
+    steps = read_losses(Objects.at(out))
+    assert [(step["samples"], step.get("skipped", 0)) for step in steps] == [(4, 0), (8, 1)]
+    records = [Objects.at(out).get_json(path) for path in Objects.at(out).list("nonfinite")]
+    assert [(each["samples"], len(each["chips"])) for each in records] == [(8, 4), (12, 4)]
+    # No worker was started again for it.
+    assert failures(Objects.at(out)) == []
 
 
 def test_an_objective_without_any_weight_is_refused(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.support.training_loop import _write_losses
+from jobs.support.step_losses import write_losses
 from jobs.support.waiting import probable_cause, waited_share
+from pipeline.objects import Objects
 
 
 def steps(waits_s: list[float], *, per_epoch: int = 20) -> list[dict[str, float]]:
@@ -40,14 +41,38 @@ def test_a_report_logs_the_shards_in_a_batch_and_warns_of_waiting(
 ) -> None:
     caplog.set_level(logging.INFO)
     losses = dict.fromkeys(
-        ("loss", "contrastive", "reconstruction_optical", "reconstruction_radar", "match_fraction"), 1.0
-    )
+        (
+            "loss", "contrastive", "reconstruction_optical", "reconstruction_radar", "match_fraction",
+            "gradient_norm", "temperature", "learning_rate", "samples_per_s",
+        ),
+        1.0,
+    )  # fmt: skip
     for wait, warnings in ((0.01, 0), (0.3, 1)):
         caplog.clear()
         told = [{"samples": 4.0 * n, "shards": 3.0, **losses, **step} for n, step in enumerate(steps([wait] * 40))]
-        means = _write_losses(str(tmp_path), told, rank=0, total=160)
+        means = write_losses(str(tmp_path), told, rank=0, total=160)
         assert means["shards"] == 3
         assert "3 shards in a batch of a worker" in caplog.text
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == warnings
         assert all("evenly over the batches" in each for each in said)
+
+
+def test_what_only_some_steps_have_is_averaged_over_those_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    every = {"epoch": 0.0, "waited_s": 0.0, "step_s": 1.0, "samples_per_s": 4.0, "shards": 1.0, "learning_rate": 1e-3}
+    names = ("contrastive", "reconstruction_optical", "reconstruction_radar", "match_fraction", "gradient_norm")
+    learnt = {**every, **dict.fromkeys(names, 1.0), "temperature": 0.07}
+    told = [
+        {**learnt, "samples": 4.0, "loss": 1.0},
+        {**every, "samples": 8.0, "skipped": 1.0},
+        {**learnt, "samples": 12.0, "loss": 2.0, "rank_optical": 3.0, "rank_radar": 2.0},
+        {**every, "samples": 16.0, "skipped": 1.0},
+    ]
+    means = write_losses(str(tmp_path), told, rank=0, total=16)
+    assert (means["loss"], means["skipped"], means["rank_optical"]) == (1.5, 2, 3)
+    assert Objects.at(tmp_path).get_json("000000000016.json")["steps"] == told
+    for part in ("loss 1.500", "temperature 0.07", "4 samples/s,", "rank 3.0 optical and 2.0 radar", "2 steps skipped"):
+        assert part in caplog.text

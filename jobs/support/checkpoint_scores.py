@@ -29,11 +29,13 @@ from ray.train import Checkpoint
 
 from jobs.support.encoder import check_units, encode
 from jobs.support.evaluation import CHIPS_PER_BLOCK, OUTPUTS, collect_features, samples_of, score
+from jobs.support.initial_weights import INITIAL_FILE, begin_with
 from jobs.support.job import log_to_stderr
 from jobs.support.probing import TRAINED, UNTRAINED, Features, run_probes
 from jobs.support.training_loop import CHECKPOINT_FILE, samples_in
 from jobs.support.windows import cut_windows
 from model import pretrained
+from model.averaging import restore_averaged
 from model.croma import Croma, CromaPretraining
 from model.normalisation import Normalisation
 from pipeline.feed import MODEL_ARRAYS, whole_batches
@@ -130,14 +132,14 @@ def flat_scores(scores: Mapping[str, Any], *, source: str = TRAINED) -> dict[str
 def _score(checkpoint: Checkpoint, plan: ScoringPlan) -> dict[int, dict[str, Any]]:
     """Scores by samples seen: of the checkpoint, and once of the weights the run began with, at 0."""
     with checkpoint.as_directory() as folder, (Path(folder) / CHECKPOINT_FILE).open("rb") as file:
-        model, normalisation = pretrained.restore_pretraining(pretrained.load(file))
+        model, normalisation = restore_averaged(pretrained.load(file))
     out, store, gpu = Objects.at(plan.out), Store.open(plan.store), plan.num_gpus > 0
     check_units(store.layout, normalisation)
     kept = out.get_table(plan.windows)
     samples = samples_of(kept, side_px=store.layout.side_px, group_cells=plan.group_cells)
     models = {samples_in(Path(checkpoint.path).name): (TRAINED, model.croma)}
     if not out.exists(_file(0)):
-        models[0] = (UNTRAINED, initial_model(model, seed=plan.seed))
+        models[0] = (UNTRAINED, initial_model(model, seed=plan.seed, out=out))
     found = {}
     for seen, (source, croma) in models.items():
         croma = croma.eval().to("cuda" if gpu else "cpu")
@@ -151,11 +153,14 @@ def _score(checkpoint: Checkpoint, plan: ScoringPlan) -> dict[int, dict[str, Any
     return found
 
 
-def initial_model(model: CromaPretraining, *, seed: int) -> Croma:
-    """The encoders that a run with this seed began with; no generator's state changes."""
+def initial_model(model: CromaPretraining, *, seed: int, out: Objects) -> Croma:
+    """The encoders that a run with this seed began with, in its directory; no generator's state changes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CromaPretraining(model.config, model.objective).croma
+        initial = CromaPretraining(model.config, model.objective)
+    if out.exists(INITIAL_FILE):
+        begin_with(initial, out)
+    return initial.croma
 
 
 def embed_windows(

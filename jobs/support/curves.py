@@ -42,7 +42,7 @@ def curves_of(steps: Steps, *, points: int = _POINTS) -> Curves:
     """Bin steps; those that a resumed run did again count once, as they were done last.
 
     Args:
-        steps: With samples, waited_s, step_s and anything else.
+        steps: With samples, waited_s, step_s and anything else; what not all of them have is left aside.
         points: How many bins at the most.
     """
     by_samples = {step["samples"]: step for step in steps}
@@ -81,13 +81,41 @@ _PANELS: Sequence[tuple[str, Sequence[tuple[str, str, str]]]] = (
     ("gradient norm, before it is cut", [("gradient_norm", "", ACCENT)]),
     ("learning rate", [("learning_rate", "", INK)]),
     ("shards in a global batch", [("shards", "", INK)]),
+    ("share of the GPUs' peak", [("peak_share", "", ACCENT)]),
 )
 """Title -> (value of a step, label, colour)."""
+
+_HEALTH: Sequence[tuple[str, Sequence[tuple[str, str, str]]]] = (
+    (
+        "directions used (effective rank)",
+        [("rank_optical", "optical", SECOND), ("rank_radar", "radar", INK)],
+    ),
+    (
+        "spread of directions, 0 to 1",
+        [("spread_optical", "optical", SECOND), ("spread_radar", "radar", INK)],
+    ),
+    ("alignment: squared distance of partners", [("alignment", "", ACCENT)]),
+    (
+        "uniformity: less is more even",
+        [("uniformity_optical", "optical", SECOND), ("uniformity_radar", "radar", INK)],
+    ),
+)
+"""The same of what is measured at reports alone."""
 
 
 def training_curves(curves: Curves) -> bytes:
     """Losses and what goes with them over samples seen, as PNG; bands reach from the least to the most of a bin."""
-    shown = [(title, lines) for title, lines in _PANELS if lines[0][0] in curves.mean]
+    return _panels(curves, _PANELS)
+
+
+def health_curves(steps: Steps) -> bytes | None:
+    """What `model.health` says of representations over samples seen, as PNG; None where no step has any of it."""
+    measured = [step for step in steps if "rank_optical" in step]
+    return _panels(curves_of(measured), _HEALTH) if measured else None
+
+
+def _panels(curves: Curves, panels: Sequence[tuple[str, Sequence[tuple[str, str, str]]]]) -> bytes:
+    shown = [(title, lines) for title, lines in panels if lines[0][0] in curves.mean]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.4, 2.2 * ((len(shown) + 2) // 3)), layout="constrained")
         grid = figure.subplots((len(shown) + 2) // 3, 3, squeeze=False).ravel()

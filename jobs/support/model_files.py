@@ -42,6 +42,7 @@ def write_model(
     layout: str = "safetensors",
     objective: Objective | None = None,
     image_px: int | None = None,
+    ema_decay: float | None = None,
 ) -> str:
     """Write a model in one layout; the Item last of all.
 
@@ -54,6 +55,7 @@ def write_model(
         layout: One of FILES.
         objective: What a Croma was pretrained for, if that is known.
         image_px: Side of torchgeo's images, see `model.released.to_torchgeo`.
+        ema_decay: Of the average that the weights are, see `model.averaging`; None where they are the last step's.
 
     Returns:
         The model's hash, see `model.pretrained.model_hash`.
@@ -82,6 +84,7 @@ def write_model(
         trained_on=trained_on,
         layout=layout,
         objective=objective,
+        ema_decay=ema_decay,
     )
     out.put(FILES[layout], content)
     out.put_json(ITEMS[layout], item)

@@ -16,23 +16,29 @@ from numpy.typing import NDArray
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
-    DataConfig,
     FailureConfig,
     Result,
     RunConfig,
     ScalingConfig,
+    TrainingFailedError,
     UserCallback,
     ValidationConfig,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from jobs.support import failures, nonfinite
+from jobs.support.dealing import TRAINING, Dealing, worker_start_timeout
 from jobs.support.encoder import radar_unit
 from jobs.support.fed import fed_chips, order_facts
+from jobs.support.initial_weights import initial_normalisation
+from jobs.support.job import JobError
 from jobs.support.model_files import ITEM_FILE, WEIGHTS_FILE, write_model
 from jobs.support.run_record import code_commit
 from jobs.support.training_loop import CHECKPOINT_FILE, samples_in, train_worker
 from jobs.support.training_report import ReportWriter
+from jobs.support.worker_counts import worker_counts
 from model import pretrained
+from model.averaging import restore_averaged
 from model.normalisation import RADAR_UNIT, SSL4EO_S12, Normalisation, from_statistics
 from pipeline.chip_table import WRITTEN
 from pipeline.epochs import ORDER_VERSION
@@ -75,7 +81,7 @@ def say_plan(plan: TrainingPlan) -> None:
     steps = plan.course.seen_after(settings["epochs"]) // settings["global_batch"]
     sizes = (plan.num_samples, settings["epochs"], steps, settings["global_batch"], settings["num_workers"])
     log.info(
-        "CROMA %s on %d samples per epoch, %d epochs in %d steps of %d samples on %d workers", settings["size"], *sizes
+        "CROMA %s on %d samples per epoch, %d epochs in %d steps of %d samples on %s workers", settings["size"], *sizes
     )
     if left_over := plan.course.left_over(settings["epochs"]):
         log.info("%d samples at the end of the last epoch are less than a step and will be left out", left_over)
@@ -94,12 +100,15 @@ def fit(
         plan: What on what.
         out: Directory of the run.
         validation: How checkpoints are evaluated meanwhile; None: they are not.
-        callbacks: For the controller, beside the one that writes the report.
+        callbacks: For the controller, beside those that write the report and what workers were lost to.
+
+    Raises:
+        JobError: Workers were lost too often, or a loss was not finite; says which and what to do.
     """
-    settings = plan.settings
+    settings, workers = plan.settings, worker_counts(plan.settings["num_workers"])
     use_gpu = settings["use_gpu"]
     if use_gpu is None:
-        use_gpu = ray.cluster_resources().get("GPU", 0) >= settings["num_workers"]
+        use_gpu = ray.cluster_resources().get("GPU", 0) >= workers.least
     bfloat16 = settings["precision"] == "bfloat16" or (settings["precision"] == "auto" and use_gpu)
     feed = plan.feed
     if seen := samples_seen(out):
@@ -111,12 +120,11 @@ def fit(
         quiet_data()
         return training_samples(feed, seen=samples_seen(out))
 
-    # Blocks are dealt out to the ranks in turn: in the plan's order, everyone gets its part of every global batch.
-    execution = DataConfig.default_ingest_options()
-    execution.preserve_order = True
+    # Ray Train is typed as it was before its second version, whose settings these are.
     trainer = TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]
         train_loop_config={
+            "out": out.url,
             "losses_url": f"{out.url}/losses",
             "size": settings["size"],
             "epochs": settings["epochs"],
@@ -132,7 +140,7 @@ def fit(
             "peak_learning_rate": settings["learning_rate"],
             "warmup_fraction": settings["warmup_fraction"],
             "weight_decay": settings["weight_decay"],
-            "normalisation": normalisation_of(plan).to_dict(),
+            "normalisation": normalisation_of(plan, out).to_dict(),
             "step": _step_settings(settings, bfloat16=bfloat16),
             "objective": settings["objective"],
             "recompute": settings["recompute_activations"],
@@ -145,25 +153,43 @@ def fit(
             "cache": feed.cache,
             "looks": _looks_plan(plan, out),
             "evaluate": {"every_samples": settings["evaluate"]["every_samples"]} if validation else None,
+            "nonfinite": {
+                "out": out.url,
+                "sources": feed.sources,
+                **{name: settings[name] for name in ("on_nonfinite", "max_skipped_steps")},
+            },
+            "ema_decay": settings["ema_decay"],
+            "from_weights": settings["from_weights"] is not None,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=settings["num_workers"],
+            num_workers=tuple(workers) if workers.elastic else workers.most,  # type: ignore[arg-type]
             use_gpu=use_gpu,
             resources_per_worker={"CPU": settings["cpus_per_worker"], **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=RunConfig(
             name=_RUN_NAME,
             storage_path=out.url,
-            failure_config=FailureConfig(max_failures=settings["max_failures"]),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=settings["max_failures"],
+                max_preemption_failures=-1 if settings["max_preemptions"] is None else settings["max_preemptions"],
+                preemption_grace_s=settings["preemption_grace_s"],
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=settings["keep_checkpoints"]),
-            callbacks=[ReportWriter(out), *callbacks],  # type: ignore[list-item]  # typed as Tune's
+            callbacks=[ReportWriter(out), failures.FailureLog(out), *callbacks],  # type: ignore[list-item]
         ),
-        datasets={"train": train_data},
-        dataset_config=DataConfig(execution_options=execution),
-        validation_config=validation,  # type: ignore[call-arg]  # typed as the trainer of Train's first version
+        datasets={TRAINING: train_data},
+        dataset_config=Dealing(feed, lambda: samples_seen(out)),
+        validation_config=validation,
     )
-    return trainer.fit()
+    try:
+        with worker_start_timeout(settings["worker_start_timeout_s"]):
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        raise JobError(failures.explain(error, out, settings)) from error
+    if (ended := result.return_value) is not None:  # type: ignore[attr-defined]
+        raise JobError(nonfinite.explain(out, **ended))
+    return result
 
 
 def _origin(feed: Feed) -> dict[str, Any]:
@@ -198,13 +224,14 @@ def window_px(settings: Mapping[str, Any]) -> int:
 
 
 def export_model(checkpoint: Checkpoint | None, plan: TrainingPlan, out: Objects) -> str:
-    """Write the weights without what only training needs, and what describes them; returns the model's hash."""
+    """Write the weights, averaged ones if there are, and what describes them; returns the model's hash."""
     assert checkpoint is not None, "a run that ended well has a checkpoint"
     with checkpoint.as_directory() as folder, (Path(folder) / CHECKPOINT_FILE).open("rb") as file:
         saved = pretrained.load(file)
-    model, normalisation = pretrained.restore_pretraining(saved)
+    model, normalisation = restore_averaged(saved)
+    name, decay = f"CROMA {plan.settings['size']}", saved["training"]["ema_decay"]
     trained_on = ", ".join(redact(source.url) for source in plan.feed.sources)
-    return write_model(out, model, normalisation, name=f"CROMA {plan.settings['size']}", trained_on=trained_on)
+    return write_model(out, model, normalisation, name=name, trained_on=trained_on, ema_decay=decay)
 
 
 def is_exported(out: Objects) -> bool:
@@ -217,10 +244,12 @@ def read_losses(out: Objects) -> list[dict[str, float]]:
     return [step for path in out.list("losses") for step in out.get_json(path)["steps"]]
 
 
-def normalisation_of(plan: TrainingPlan) -> Normalisation:
-    """What scales the bands, in the units and of the level of the store."""
+def normalisation_of(plan: TrainingPlan, out: Objects) -> Normalisation:
+    """What scales the bands, in the units and of the level of the store; `out`: directory of the run."""
     if plan.settings["normalisation"] == "ssl4eo-s12":
         return SSL4EO_S12
+    if plan.settings["normalisation"] == "weights":
+        return initial_normalisation(out)
     feed = plan.feed
     means, stds = zip(*(pooled_statistics(chips) for chips in fed_chips(feed)), strict=True)
     mean, std = pooled(np.stack(means), np.stack(stds), [part.taken for part in feed.parts] or [1])

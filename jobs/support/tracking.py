@@ -181,8 +181,10 @@ def points_of(
     points = []
     for number in range(count):
         part = steps[number * len(steps) // count : (number + 1) * len(steps) // count]
-        names = [name for name in part[0] if name not in ("samples", "epoch")]
-        point = {name: sum(step[name] for step in part) / len(part) for name in names}
+        # What only some steps have, such as the health of representations, is averaged over those.
+        names = dict.fromkeys(name for step in part for name in step if name not in ("samples", "epoch"))
+        found = {name: [step[name] for step in part if name in step] for name in names}
+        point = {name: sum(values) / len(values) for name, values in found.items()}
         took_s = max(point["waited_s"] + point["step_s"], 1e-9)
         rates = {"samples_per_s": global_batch / took_s, "waited_fraction": point["waited_s"] / took_s}
         points.append({**point, **rates, "samples": part[-1]["samples"], "epoch": part[-1]["epoch"]})

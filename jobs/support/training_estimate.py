@@ -16,6 +16,7 @@ from jobs.support import words
 from jobs.support.feed_rate import FeedRate, measure_feed
 from jobs.support.pretraining import TrainingPlan
 from jobs.support.settings import Group
+from jobs.support.worker_counts import worker_counts
 from model.croma import CONFIGS, Objective
 from model.flops import TRAINING_FACTOR, pretraining_flops
 from model.memory import TrainingMemory, training_memory
@@ -30,7 +31,7 @@ MEMORY_FACTOR: Final = 1.5
 """What was counted and what a step took on a CPU differ by no more than this, in either direction."""
 
 CHECKPOINT_BYTES: Final = 12
-"""Of a parameter: its weight and two moments, in float32."""
+"""Of a parameter: its weight and two moments, in float32; 4 more with an average of the weights."""
 
 
 class Assumptions(Group):
@@ -134,7 +135,8 @@ def training_estimate(
     """
     assumed = Assumptions(**settings["assume"])
     config, objective = CONFIGS[settings["size"]], Objective(**settings["objective"])
-    workers, batch = settings["num_workers"], settings["global_batch"] // settings["num_workers"]
+    workers = worker_counts(settings["num_workers"]).most
+    batch = settings["global_batch"] // workers
     on_gpus = settings["use_gpu"] is not False
     num_patches = (settings["crop_px"] // config.patch_px) ** 2
     counted = {"mask_fraction": settings["mask_fraction"], "num_contrasted": settings["global_batch"]}
@@ -157,6 +159,7 @@ def training_estimate(
         recompute=settings["recompute_activations"],
         window_px=window_px,
         sample_bytes=sample_bytes,
+        averaged=settings["ema_decay"] is not None,
     )
     return TrainingEstimate(
         steps=settings["epochs"] * samples_per_epoch // settings["global_batch"],
@@ -169,7 +172,7 @@ def training_estimate(
         num_workers=workers,
         memory=memory,
         on_gpus=on_gpus,
-        checkpoint_bytes=memory.optimizer // 8 * CHECKPOINT_BYTES,
+        checkpoint_bytes=memory.optimizer // 8 * (CHECKPOINT_BYTES + (4 if settings["ema_decay"] else 0)),
         sample_bytes=sample_bytes,
         crops_per_chip=settings["crops_per_chip"],
         feed=feed,

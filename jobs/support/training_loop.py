@@ -19,13 +19,20 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
-from torch import Tensor, distributed
+from torch import Tensor
 
 from jobs.support.batch_mix import shards_over_ranks
 from jobs.support.cache_watch import CacheWatch
+from jobs.support.dealing import TRAINING
+from jobs.support.device_peaks import peak_of
+from jobs.support.initial_weights import begin_with
 from jobs.support.job import log_to_stderr
+from jobs.support.nonfinite import RunEndedError, SkippedSteps, forget_after
+from jobs.support.preemption import Notice
+from jobs.support.representation import measured_health
+from jobs.support.step_losses import forget_losses_after, speed_of, step_flops, write_losses
 from jobs.support.training_looks import Looks
-from jobs.support.waiting import probable_cause
+from model.averaging import WeightAverage
 from model.croma import CONFIGS, CromaPretraining, Objective
 from model.normalisation import Normalisation
 from model.pretrained import load, load_weights, restore_pretraining, save, to_checkpoint
@@ -33,7 +40,6 @@ from model.training import NonFiniteError, StepSettings, build_optimizer, learni
 from pipeline.canonical import differences
 from pipeline.objects import Objects
 from pipeline.positions import Course
-from pipeline.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +53,31 @@ class PositionError(RuntimeError):
     """The feed handed over other samples than those that come next."""
 
 
-def train_worker(plan: dict[str, Any]) -> None:
+def train_worker(plan: dict[str, Any]) -> dict[str, int] | None:
     """Train on this worker's share of the feed, from the newest checkpoint of the run if there is one.
 
     Args:
-        plan: Plain values: size, epochs, global_batch, num_samples (per epoch), order (what decides the order of
-            samples), peak_learning_rate, warmup_fraction, weight_decay, normalisation, step (of `StepSettings`),
-            checkpoint_every_samples (or None: at the end of every report_every_epochs), threads, losses_url, origin
-            (of the run: store, version, commit), shard_chips and sources (of the stores), looks (of `Looks`); where
-            they differ from the defaults, objective (of `Objective`), recompute (activation checkpointing), compile (a
-            backend of torch.compile, or off), evaluate (every_samples, or None: every checkpoint; see
-            `evaluation_due`) and cache (a `ShardCache`).
+        plan: Plain values: out (directory of the run), size, epochs, global_batch, num_samples (per epoch), order (what
+            decides the order of samples), peak_learning_rate, warmup_fraction, weight_decay, normalisation, step (of
+            `StepSettings`), checkpoint_every_samples (or None: at the end of every report_every_epochs), threads,
+            losses_url, origin (of the run: store, version, commit), shard_chips (of the stores), looks (of `Looks`),
+            nonfinite (of `SkippedSteps`), ema_decay (of `WeightAverage`, or None) and from_weights (whether the run
+            begins with weights in its directory); where they differ from the defaults, objective (of `Objective`),
+            recompute (activation checkpointing), compile (a backend of torch.compile, or off), evaluate
+            (every_samples, or None: every checkpoint; see `evaluation_due`) and cache (a `ShardCache`).
+
+    Returns:
+        Samples seen and steps skipped when a loss that was not finite ended the run; None when it was trained to its
+        end. Said and not raised: what comes again every time is not worth another start of the workers.
     """
+    try:
+        _train(plan)
+    except RunEndedError as ended:
+        return {"samples": ended.samples, "skipped": ended.skipped}
+    return None
+
+
+def _train(plan: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if plan["threads"]:
@@ -66,17 +85,25 @@ def train_worker(plan: dict[str, Any]) -> None:
     torch.manual_seed(plan["step"]["seed"])
     normalisation = Normalisation.from_dict(plan["normalisation"])
     pretraining = _new_model(plan)
+    if plan["from_weights"] and rank == 0 and ray.train.get_checkpoint() is None:
+        _begin_with(pretraining, plan["out"])
+    # Every rank takes rank 0's weights here.
     model = prepare_model(pretraining)
     optimizer = build_optimizer(pretraining, weight_decay=plan["weight_decay"])
-    seen = _resume(pretraining, optimizer, plan["order"])
+    average = WeightAverage(pretraining, decay=plan["ema_decay"]) if plan["ema_decay"] else None
+    state = _resume(pretraining, optimizer, average, plan["order"])
+    seen = int(state.get("samples_seen", 0))
     if rank == 0:
-        _forget_losses_after(plan["losses_url"], seen)
+        forget_losses_after(plan["losses_url"], seen)
+        forget_after(Objects.at(plan["out"]), seen)
     course = Course(epoch_samples=plan["num_samples"], global_batch=plan["global_batch"])
     total, size = course.seen_after(plan["epochs"]), plan["global_batch"] // world
     step_settings = StepSettings(**plan["step"])
     model.train()
-    looks = Looks(plan["looks"])
+    looks, notice = Looks(plan["looks"]), Notice()
     cache = CacheWatch(plan.get("cache"))
+    skipped = SkippedSteps(plan["nonfinite"], rank=rank, count=int(state.get("skipped", 0)))
+    peak, flops = peak_of(get_device()), size * step_flops(plan)
     steps: list[dict[str, float]] = []
     shards: list[Tensor] = []
     while seen < total:
@@ -90,32 +117,46 @@ def train_worker(plan: dict[str, Any]) -> None:
                 warmup_samples=int(plan["warmup_fraction"] * total),
                 total_samples=total,
             )
+            seen += plan["global_batch"]
             try:
                 values = train_step(
                     model, batch, optimizer, normalisation=normalisation, settings=step_settings, learning_rate=rate
                 )
             except NonFiniteError as error:
-                error.add_note(Sources(plan["sources"]).name_rows(batch["row"].tolist()))
-                raise
-            seen += plan["global_batch"]
+                skipped.step(error, batch, seen)
+                values = {"skipped": 1.0, "learning_rate": rate}
+            else:
+                if average:
+                    average.update(pretraining, num_samples=plan["global_batch"], seen=seen)
             shards.append((batch["row"] // plan["shard_chips"]).unique())
-            elapsed = time.monotonic() - start
-            feed = {"waited_s": waited_s, "step_s": elapsed}
-            steps.append({"samples": seen, "epoch": epoch, **feed, **values})
-            if checkpoint_due(seen, course, plan):
+            speed = speed_of(waited_s, time.monotonic() - start, size * world, flops, peak)
+            steps.append({"samples": seen, "epoch": epoch, **speed, **values})
+            # Every rank asks after every step, also where a checkpoint is due anyhow.
+            if notice.is_new() or checkpoint_due(seen, course, plan):
                 for step, number in zip(steps, shards_over_ranks(shards), strict=True):
                     step["shards"] = number
-                means = _write_losses(plan["losses_url"], steps, rank=rank, total=total)
+                steps[-1] |= measured_health(pretraining, batch, normalisation=normalisation, settings=step_settings)
+                means = write_losses(plan["losses_url"], steps, rank=rank, total=total)
                 means |= cache.since_last(say=context.get_local_rank() == 0)
                 if rank == 0:
-                    looks.write(pretraining, normalisation, seen, last=seen == total)
-                facts = {name: plan[name] for name in ("order", "origin")}
-                state = {"optimizer": optimizer.state_dict(), "samples_seen": seen, **facts}
+                    shown = average.model if average else pretraining
+                    looks.write(shown, normalisation, seen, last=seen == total)
+                facts = {name: plan[name] for name in ("order", "origin", "ema_decay")}
+                state = {"optimizer": optimizer.state_dict(), "samples_seen": seen, "skipped": skipped.count, **facts}
+                if average:
+                    state["average"] = average.state_dict()
                 evaluated = evaluation_due(seen, seen - len(steps) * plan["global_batch"], total, plan)
                 _report(pretraining, normalisation, state, means, rank=rank, evaluated=evaluated)
                 steps, shards = [], []
         if seen != course.seen_after(epoch + 1):
             raise PositionError(f"epoch {epoch} ended after {seen} samples instead of {course.seen_after(epoch + 1)}")
+
+
+def _begin_with(pretraining: CromaPretraining, out: str) -> None:
+    """Load the weights that the run begins with, and say what they lack."""
+    random = begin_with(pretraining, Objects.at(out))
+    log_to_stderr()
+    log.info("began with the weights given%s", f", but for {', '.join(random)}: random" if random else "")
 
 
 def _new_model(plan: Mapping[str, Any]) -> CromaPretraining:
@@ -172,7 +213,7 @@ def samples_in(checkpoint_name: str) -> int:
 
 def _batches(batch_size: int) -> Iterator[tuple[dict[str, Tensor], float]]:
     """This worker's batches of one epoch on its device, each with the seconds it was waited for."""
-    shard = ray.train.get_dataset_shard("train")
+    shard = ray.train.get_dataset_shard(TRAINING)
     batches = iter(shard.iter_torch_batches(batch_size=batch_size, device=get_device(), drop_last=False))
     while True:
         start = time.monotonic()
@@ -192,19 +233,26 @@ def _check_positions(positions: Tensor, first: int, size: int) -> None:
         )
 
 
-def _resume(pretraining: CromaPretraining, optimizer: torch.optim.Optimizer, order: Mapping[str, Any]) -> int:
-    """Load the newest checkpoint of the run, if any; returns the samples seen."""
+def _resume(
+    pretraining: CromaPretraining,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    order: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Load the newest checkpoint of the run, if any; returns its state, which is empty where there is none."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return {}
     with checkpoint.as_directory() as folder, (Path(folder) / CHECKPOINT_FILE).open("rb") as file:
         saved = load(file)
     load_weights(pretraining, restore_pretraining(saved)[0].state_dict())
-    state = saved["training"]
+    state: dict[str, Any] = saved["training"]
     if changed := list(differences(state["order"], dict(order))):
         raise ValueError(f"the checkpoint is of another order of samples: {'; '.join(changed)}")
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["samples_seen"])
+    if average:
+        average.load_state_dict(state["average"])
+    return state
 
 
 def _report(
@@ -234,41 +282,3 @@ def _report(
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         validation=evaluated,
     )
-
-
-def _forget_losses_after(url: str, seen: int) -> None:
-    """Remove what was written of steps whose checkpoint was not finished: they are taken again."""
-    losses = Objects.at(url)
-    for path in losses.list():
-        if int(Path(path).stem) > seen:
-            losses.delete(path)
-
-
-def _write_losses(url: str, steps: list[dict[str, float]], *, rank: int, total: int) -> dict[str, float]:
-    """Average steps over the ranks; rank 0 logs them and writes them to a file named by the samples seen.
-
-    Returns:
-        Means over the steps.
-    """
-    names = list(steps[0])
-    values = torch.tensor([[step[name] for name in names] for step in steps], dtype=torch.float64)
-    if distributed.is_initialized():
-        values = values.to(get_device())
-        distributed.all_reduce(values)
-        values /= distributed.get_world_size()
-    averaged = [dict(zip(names, row, strict=True)) for row in values.tolist()]
-    means = {name: sum(step[name] for step in averaged) / len(averaged) for name in names}
-    if rank == 0:
-        seen = int(averaged[-1]["samples"])
-        Objects.at(url).put_json(f"{seen:012d}.json", {"steps": averaged, "written_s": time.time()})
-        log_to_stderr()
-        log.info(
-            "%d of %d samples: loss %.3f (contrastive %.3f, optical %.3f, radar %.3f), match %.2f, waited %.0f %%, "
-            "%.0f shards in a batch",
-            seen, total, means["loss"], means["contrastive"], means["reconstruction_optical"],
-            means["reconstruction_radar"], means["match_fraction"],
-            100 * means["waited_s"] / (means["waited_s"] + means["step_s"]), means["shards"],
-        )  # fmt: skip
-        if cause := probable_cause(averaged):
-            log.warning("%s", cause)
-    return means

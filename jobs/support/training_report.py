@@ -14,8 +14,9 @@ from ray.train import Checkpoint, UserCallback
 
 from jobs.support import words
 from jobs.support.checkpoint_scores import read_scores
-from jobs.support.curves import Curves, Steps, curves_of, speed_curves, training_curves
+from jobs.support.curves import Curves, Steps, curves_of, health_curves, speed_curves, training_curves
 from jobs.support.evaluation_report import score_text
+from jobs.support.failures import failures
 from jobs.support.score_curves import newest_scores, score_curves
 from jobs.support.training_looks import LOOKS_FILE
 from jobs.support.waiting import probable_cause
@@ -70,7 +71,8 @@ def write_training_report(out: Objects) -> str:
 
 def training_page(out: Objects) -> str:
     """The page itself, see `write_training_report`."""
-    request, steps = redact_values(out.get_json(REQUEST_FILE)), _steps(out)
+    request, everything = redact_values(out.get_json(REQUEST_FILE)), _steps(out)
+    steps = [step for step in everything if not step.get("skipped")]
     if not steps:
         raise FileNotFoundError(f"{out.url}: no losses yet")
     curves = curves_of(steps)
@@ -87,6 +89,9 @@ def training_page(out: Objects) -> str:
         curves=_inline(training_curves(curves)),
         speed=_inline(speed_curves(curves)),
         probes=_probes(out),
+        health=_inline(health) if (health := health_curves(steps)) else None,
+        skipped=len(everything) - len(steps),
+        lost=[each["kind"] for each in failures(out)],
         looks=looks,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
