@@ -131,6 +131,16 @@ class Pretrain(JobSettings):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs that Ray sets aside for each worker; the rest reads the store."""
 
+    feed: Literal["ray", "in_process"] = "ray"
+    """Who reads the store. ray: tasks on any CPU of the cluster, so that CPU nodes can read for GPU nodes; every chip
+    is decoded once for all workers. in_process: threads of each worker, with less work per sample; for stores on local
+    disks and workers whose own CPUs suffice. Of several workers each decodes the chips of its own samples, the same
+    chip several times among them where crops_per_chip is above 1. The samples and their order are the same, also where
+    a run goes on with the other one."""
+
+    feed_threads: int = Field(default=4, ge=1)
+    """Threads of each worker that decode, with feed=in_process; cpus_per_worker sets the CPUs aside for them."""
+
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak of the schedule, after the warm-up."""
 
@@ -365,7 +375,7 @@ def _first_weights(settings: Pretrain, out: Objects, layout: Layout) -> bytes | 
 
 def _leave_cpus_to_read(settings: Pretrain) -> None:
     """Refuse to wait for ever, on a machine that will not grow, for the CPU that reads the store."""
-    if settings.ray_address or os.environ.get("RAY_ADDRESS"):
+    if settings.feed == "in_process" or settings.ray_address or os.environ.get("RAY_ADDRESS"):
         return
     most = worker_counts(settings.num_workers).most
     there, taken = ray.cluster_resources().get("CPU", 0), most * settings.cpus_per_worker
@@ -383,7 +393,7 @@ def _leave_cpus_to_read(settings: Pretrain) -> None:
 def _claim(out: Objects, settings: Pretrain, sources: Sequence[Source]) -> None:
     """Bind the run's directory to what decides its result; another run's is refused."""
     how = {"num_workers", "use_gpu", "cpus_per_worker", "keep_checkpoints", "checkpoint_every_samples"}
-    how |= {"cache_dir", "cache_bytes"}
+    how |= {"cache_dir", "cache_bytes", "feed", "feed_threads"}
     losses = {"max_failures", "max_preemptions", "preemption_grace_s", "worker_start_timeout_s"}
     elsewhere = {
         "dry_run",

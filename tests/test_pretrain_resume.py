@@ -44,6 +44,8 @@ NUM_CHIPS, CROPS_PER_CHIP, GLOBAL_BATCH, EPOCHS = 25, 2, 6, 2
 EVERY = 12
 """Samples between checkpoints."""
 
+IN_PROCESS = {"feed": "in_process", "feed_threads": 2}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
@@ -169,6 +171,34 @@ def test_the_losses_of_one_worker_after_a_resume_are_the_same_bits(
     assert curves[0] == curves[1]
     records = [json.loads((out / "run.json").read_text()) for out in (undisturbed / "run", tmp_path / "run")]
     assert records[0]["outputs"]["model"]["sha256"] == records[1]["outputs"]["model"]["sha256"]
+
+
+@pytest.mark.slow
+def test_workers_that_read_the_store_themselves_learn_from_the_same_batches_also_after_a_resume(
+    store: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    # Two workers begin, one of which dies; one goes on, as from a store that Ray Data read.
+    log = tmp_path / "log"
+    log.mkdir()
+    with pytest.raises(ray.train.TrainingFailedError):
+        run(store, str(tmp_path / "two"), str(log), [Kill(rank=1, at=30)], num_workers=2, max_failures=0, **IN_PROCESS)
+    run(store, str(tmp_path / "two"), str(log), [], num_workers=1, **IN_PROCESS)
+    (whole,) = attempts(undisturbed / "log")
+    tried = attempts(log)
+    assert [(attempt.start, attempt.world) for attempt in tried] == [(0, 2), (24, 1)]
+    for attempt in tried:
+        for seen, samples in attempt.steps.items():
+            assert sorted(samples) == sorted(whole.steps[seen])
+    assert sorted(tried[1].steps) == list(range(24, 96, GLOBAL_BATCH))
+
+    run(store, str(tmp_path / "one"), str(log), [], **IN_PROCESS)
+    clocks = {"waited_s", "step_s"}
+    curves = [
+        [{name: value for name, value in step.items() if name not in clocks} for step in read_losses(Objects.at(out))]
+        for out in (undisturbed / "run", tmp_path / "one")
+    ]
+    assert len(curves[0]) == 16
+    assert curves[0] == curves[1], "not the same bits as what Ray Data fed"
 
 
 @pytest.mark.slow

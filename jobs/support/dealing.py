@@ -34,7 +34,7 @@ class Dealing(DataConfig):
         self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, DataIterator]]:
         """Called at every start of the workers; only here it is known how many they are, and so how long blocks are."""
-        if world_size != self.feed.ranks:
+        if datasets and world_size != self.feed.ranks:
             quiet_data()
             feed = replace(self.feed, ranks=world_size)
             datasets = {TRAINING: training_samples(feed, seen=self.samples_seen())}

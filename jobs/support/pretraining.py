@@ -160,6 +160,8 @@ def fit(
             },
             "ema_decay": settings["ema_decay"],
             "from_weights": settings["from_weights"] is not None,
+            "feed": feed if settings["feed"] == "in_process" else None,
+            "feed_threads": settings["feed_threads"],
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -178,7 +180,7 @@ def fit(
             checkpoint_config=CheckpointConfig(num_to_keep=settings["keep_checkpoints"]),
             callbacks=[ReportWriter(out), failures.FailureLog(out), *callbacks],  # type: ignore[list-item]
         ),
-        datasets={TRAINING: train_data},
+        datasets={TRAINING: train_data} if settings["feed"] == "ray" else None,
         dataset_config=Dealing(feed, lambda: samples_seen(out)),
         validation_config=validation,
     )

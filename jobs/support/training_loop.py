@@ -12,6 +12,8 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch import Tensor
 from jobs.support.batch_mix import shards_over_ranks
 from jobs.support.cache_watch import CacheWatch
 from jobs.support.dealing import TRAINING
+from jobs.support.device_feed import device_batches
 from jobs.support.device_peaks import peak_of
 from jobs.support.initial_weights import begin_with
 from jobs.support.job import log_to_stderr
@@ -64,7 +67,8 @@ def train_worker(plan: dict[str, Any]) -> dict[str, int] | None:
             nonfinite (of `SkippedSteps`), ema_decay (of `WeightAverage`, or None) and from_weights (whether the run
             begins with weights in its directory); where they differ from the defaults, objective (of `Objective`),
             recompute (activation checkpointing), compile (a backend of torch.compile, or off), evaluate
-            (every_samples, or None: every checkpoint; see `evaluation_due`) and cache (a `ShardCache`).
+            (every_samples, or None: every checkpoint; see `evaluation_due`), cache (a `ShardCache`), feed (a `Feed`, if
+            workers read themselves) and feed_threads.
 
     Returns:
         Samples seen and steps skipped when a loss that was not finite ended the run; None when it was trained to its
@@ -106,9 +110,11 @@ def _train(plan: dict[str, Any]) -> None:
     peak, flops = peak_of(get_device()), size * step_flops(plan)
     steps: list[dict[str, float]] = []
     shards: list[Tensor] = []
+    own = _own_batches(plan, rank, world, seen)
     while seen < total:
         epoch = course.epoch_of(seen)
-        for batch, waited_s in _batches(size):
+        num_steps = (course.seen_after(epoch + 1) - seen) // plan["global_batch"]
+        for batch, waited_s in islice(own, num_steps) if own else _batches(size):
             _check_positions(batch["position"], seen + rank * size, size)
             start = time.monotonic()
             rate = learning_rate(
@@ -222,6 +228,16 @@ def _batches(batch_size: int) -> Iterator[tuple[dict[str, Tensor], float]]:
         except StopIteration:
             return
         yield batch, time.monotonic() - start
+
+
+def _own_batches(
+    plan: Mapping[str, Any], rank: int, world: int, seen: int
+) -> Iterator[tuple[dict[str, Tensor], float]] | None:
+    """This worker's batches of the whole run, if it reads the store itself."""
+    if plan.get("feed") is None:
+        return None
+    feed, threads = replace(plan["feed"], ranks=world), plan["feed_threads"]
+    return device_batches(feed, rank=rank, seen=seen, epochs=plan["epochs"], threads=threads, device=get_device())
 
 
 def _check_positions(positions: Tensor, first: int, size: int) -> None:
