@@ -25,6 +25,7 @@ settings.load_profile("twinlook")
 # Ray would otherwise decide by files in the home directory whether clusters need a token.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 @pytest.fixture(scope="session")

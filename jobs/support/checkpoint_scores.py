@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.train import Checkpoint
 
 from jobs.support.encoder import check_units, encode
@@ -106,7 +106,8 @@ def evaluate_checkpoint(checkpoint: Checkpoint, **plan: Any) -> dict[str, Any]:
         found = {samples: {"error": f"not done within evaluate.timeout_s={what.timeout_s:g}, waiting for "
                            f"{what.num_cpus:g} CPUs and {what.num_gpus:g} GPUs included"}}  # fmt: skip
     except RayError as error:
-        found = {samples: {"error": describe(error)}}
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        found = {samples: {"error": describe(cause)}}
     for seen, scores in sorted(found.items()):
         _say(seen, scores)
         out.put_json(_file(seen), {"samples": seen, "written_s": time.time(), **scores})
