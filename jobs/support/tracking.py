@@ -62,6 +62,8 @@ _QUIETLY: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # It prints the address of a run that ended, with the password that may be in it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # It would tell of every table of a new database.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
