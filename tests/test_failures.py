@@ -68,6 +68,7 @@ def test_a_loss_is_written_down_once_however_often_it_is_told(tmp_path: Path, ca
         record.after_exception(None, {1: ERRORS["died"], 0: COLLATERAL})
     record.after_exception(None, {0: ERRORS["node_memory"]})
     assert [(each["kind"], each["ranks"]) for each in failures(out)] == [("died", [0, 1]), ("node_memory", [0])]
+    assert "Connection closed" not in failures(out)[0]["error"]
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 2
     settings = parse(Pretrain, ["store=s", "out=o"]).model_dump()
     said = explain(WorkerGroupError("gone", {0: ERRORS["died"]}), out, settings)

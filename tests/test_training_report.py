@@ -116,6 +116,12 @@ def test_pages_and_pictures_are_not_made_again_at_once_and_a_store_that_is_away_
     looks.write(model, NORMALISATION, 40, last=True)
     assert out.get_json(LOOKS_FILE)["samples"] == 40
 
+    broken = CromaPretraining(SMALL)
+    torch.nn.init.constant_(broken.radar_projection.bias, torch.inf)
+    looks.write(broken, NORMALISATION, 48, last=True)
+    assert out.get_json(LOOKS_FILE)["samples"] == 40
+    assert "no pictures for the report at 48 samples: similarities between sensors are not finite" in caplog.text
+
     (tmp_path / "file").write_text("no folder can be here")
     Looks(plan(store, tmp_path / "file/run")).write(model, NORMALISATION, 24)
     ReportWriter(Objects.at(tmp_path / "file/run")).after_report(None, [], None)

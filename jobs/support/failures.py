@@ -88,7 +88,8 @@ class FailureLog(UserCallback):
         kind, ranks = kind_of(worker_exceptions.values()), sorted(worker_exceptions)
         log_to_stderr()
         log.warning("%s (rank %s); going on from the last checkpoint, if tries are left", _SAID[kind], _listed(ranks))
-        entry = {"when": datetime.now(UTC).isoformat(), "kind": kind, "ranks": ranks, "error": _short(told[ranks[0]])}
+        cause = next(str(error) for error in worker_exceptions.values() if _kind(error) == kind)
+        entry = {"when": datetime.now(UTC).isoformat(), "kind": kind, "ranks": ranks, "error": _short(cause)}
         try:
             self.out.put_json(FAILURES_FILE, {"failures": [*failures(self.out), entry]})
         except OSError as error:

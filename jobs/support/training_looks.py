@@ -26,6 +26,7 @@ from model.normalisation import Normalisation
 from model.preprocessing import CENTI_DB, NATIVE_GROUPS, prepare
 from model.randomness import sample_keys
 from model.reconstruction import completed, hidden_pixels
+from model.training import NonFiniteError
 from pipeline.feed import MODEL_ARRAYS, whole_batches
 from pipeline.objects import Objects
 from pipeline.store import Store
@@ -68,7 +69,9 @@ class Looks:
         self._next_s = 0.0
 
     def write(self, model: CromaPretraining, normalisation: Normalisation, samples: int, *, last: bool = False) -> None:
-        """Look at the model, unless that was done a moment ago; a store that is away is said and borne.
+        """Look at the model, unless that was done a moment ago.
+
+        A store that is away is said and borne, and so are weights that give no finite numbers any more.
 
         Args:
             model: Unwrapped; neither its weights nor any generator's state change.
@@ -84,7 +87,7 @@ class Looks:
                 self._held_out = held_out(self.plan)
             looks = look(model, normalisation, self._held_out, self.plan)
             Objects.at(self.plan["out"]).put_json(LOOKS_FILE, {"samples": samples, **looks})
-        except OSError as error:
+        except (OSError, NonFiniteError) as error:
             log.warning("no pictures for the report at %d samples: %s", samples, error)
         end = time.monotonic()
         self._next_s = end + max(_EVERY_S, _SHARE * (end - start))
@@ -175,7 +178,11 @@ def _completed(
 
 
 def _similarities(model: CromaPretraining, optical: Tensor, radar: Tensor) -> NDArray[np.float32]:
-    """(optical chip, radar chip) cosines of what the contrastive loss compares, of whole crops."""
+    """(optical chip, radar chip) cosines of what the contrastive loss compares, of whole crops.
+
+    Raises:
+        NonFiniteError: Some are no numbers.
+    """
     parts = []
     for start in range(0, len(optical), _AT_A_TIME):
         encoded = model.croma(optical[start : start + _AT_A_TIME], None)
@@ -188,6 +195,8 @@ def _similarities(model: CromaPretraining, optical: Tensor, radar: Tensor) -> ND
         )
     of_optical, of_radar = (functional.normalize(torch.cat(each).float(), dim=-1) for each in zip(*parts, strict=True))
     similar: NDArray[np.float32] = (of_optical @ of_radar.T).cpu().numpy()
+    if not np.isfinite(similar).all():
+        raise NonFiniteError("similarities between sensors are not finite")
     return similar
 
 
