@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from threading import Thread
 
 import pytest
 import ray
-import ray.train
 import torch
+from ray.cluster_utils import Cluster
 
-from jobs.pretrain import Pretrain, main
-from jobs.support import pretraining, training_loop
+from jobs.support import training_loop
+from jobs.support.failures import failures
+from jobs.support.job import JobError
 from jobs.support.pretraining import read_losses, samples_seen
-from jobs.support.settings import parse
 from jobs.support.training_loop import CHECKPOINT_FILE, PositionError, checkpoint_due, checkpoint_name, samples_in
-from model.pretrained import load
-from pipeline.grid import Cell
+from model.pretrained import load, restore_pretraining
 from pipeline.objects import Objects
 from pipeline.positions import Course
 from tests.conftest import ROOT
-from tests.sample_chips import LAYOUT, make_chip
-from tests.small_stores import Candidate, write_store
+from tests.training_runs import (
+    CROPS_PER_CHIP,
+    GLOBAL_BATCH,
+    NUM_CHIPS,
+    Event,
+    attempts,
+    run,
+    wait_for,
+    write_chips,
+)
 
 pytestmark = [
     # Ray's own settings object warns about its own fields when it is copied.
@@ -38,199 +43,102 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data._internal"),
 ]
 
-NUM_CHIPS, CROPS_PER_CHIP, GLOBAL_BATCH, EPOCHS = 25, 2, 6, 2
-"""50 samples are 8 steps and 2 samples; two epochs are 16 steps and 4 samples."""
+HEAD_CPUS, NODE_CPUS, ELASTIC_CPUS = 3, 2, 1.6
+"""A worker of the elastic run fits once on each node, and on the head beside one CPU that reads."""
 
-EVERY = 12
-"""Samples between checkpoints."""
+NOTICE_S = 10
+"""From word that a node will be taken away until it is."""
 
-IN_PROCESS = {"feed": "in_process", "feed_threads": 2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kill:
-    """What happens once, when a rank is about to take a step."""
-
-    rank: int
-    at: int
-    """Samples seen before the step; the checkpoint before that is waited for."""
-
-    driver: bool = False
-    """Stand still for the driver to be killed, instead of dying."""
-
-
-def run(store: str, out: str, log: str, kills: Sequence[Kill], **more: object) -> None:
-    """The job as it is, but that every rank writes down which samples it learnt from."""
-    pretraining.train_worker = tapped(Path(log), out, kills)
-    values = {
-        "store": store,
-        "out": out,
-        "run_dir": out,
-        "size": "tiny",
-        "epochs": EPOCHS,
-        "crops_per_chip": CROPS_PER_CHIP,
-        "crop_px": 24,
-        "global_batch": GLOBAL_BATCH,
-        "checkpoint_every_samples": EVERY,
-        "cpus_per_worker": 0.3,
-        **more,
-    }
-    main(parse(Pretrain, [f"{key}={value}" for key, value in values.items()]))
-
-
-def tapped(log: Path, out: str, kills: Sequence[Kill]) -> Callable[[dict[str, Any]], None]:
-    # Workers do not know this module by the name that pytest gives it: nothing of its own may travel.
-    plain = [(kill.rank, kill.at, kill.driver) for kill in kills]
-
-    def worker(plan: dict[str, Any]) -> None:
-        context = ray.train.get_context()
-        rank, world = context.get_world_rank(), context.get_world_size()
-        lines = log / f"{time.time_ns()}-{rank}.jsonl"
-        learn = training_loop.train_step
-
-        def noted(model: object, batch: dict[str, torch.Tensor], *args: object, **how: object) -> object:
-            seen = int(batch["position"][0]) - rank * len(batch["position"])
-            for who, at, driver in plain:
-                flag = log / f"killed-{at}"
-                if (who, at) == (rank, seen) and not flag.exists():
-                    while samples_seen(Objects.at(out)) < at // EVERY * EVERY:
-                        time.sleep(0.1)
-                    flag.touch()
-                    if driver:
-                        time.sleep(600)
-                    os.kill(os.getpid(), signal.SIGKILL)
-            values = learn(model, batch, *args, **how)
-            samples = torch.stack([batch[name].long() for name in ("epoch", "row", "k")], dim=1).tolist()
-            with lines.open("a") as file:
-                file.write(json.dumps({"world": world, "seen": seen, "samples": samples}) + "\n")
-            return values
-
-        training_loop.train_step = noted
-        training_loop.train_worker(plan)
-
-    return worker
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """What a group of workers did from its start to its end."""
-
-    start: int
-    world: int
-    steps: dict[int, list[tuple[int, int, int]]]
-    """By the samples seen before: epoch, row and k of what was learnt from, over all ranks."""
-
-
-def attempts(log: Path) -> list[Attempt]:
-    found: dict[tuple[int, int], Attempt] = {}
-    for path in sorted(log.glob("*.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        start, world = lines[0]["seen"], lines[0]["world"]
-        attempt = found.setdefault((start, world), Attempt(start=start, world=world, steps={}))
-        for line in lines:
-            attempt.steps.setdefault(line["seen"], []).extend(map(tuple, line["samples"]))
-    return list(found.values())
+CLOCKS = {"waited_s", "step_s", "samples_per_s"}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = str(tmp_path_factory.mktemp("stores") / "chips.zarr")
-    cells = [Cell(epsg=32633, column=100 + n, row=2000, side_m=240) for n in range(NUM_CHIPS)]
-    write_store(url, LAYOUT, [Candidate(cell=cell) for cell in cells], make_chip, request={}, statistics=True)
-    return url
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    train_worker = pretraining.train_worker
-    yield
-    pretraining.train_worker = train_worker
+    return write_chips(str(tmp_path_factory.mktemp("stores") / "chips.zarr"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(store: str, small_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cluster() -> Iterator[Cluster]:
+    """A head; nodes are added by who needs them. That one died is noticed within seconds."""
+    health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    memory = {"object_store_memory": 200_000_000, "include_dashboard": False}
+    found = Cluster(head_node_args={"num_cpus": HEAD_CPUS, "_system_config": health, **memory}, initialize_head=True)
+    ray.init(address=found.address, log_to_driver=False)
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: str, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of one worker that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "log").mkdir()
-    run(store, str(folder / "run"), str(folder / "log"), [])
+    run(store, str(folder / "run"), str(folder / "log"), [], ema_decay=0.5)
     return folder
 
 
 @pytest.mark.slow
-def test_the_losses_of_one_worker_after_a_resume_are_the_same_bits(
+def test_the_losses_and_weights_of_one_worker_after_a_resume_are_the_same_bits(
     store: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    run(store, str(tmp_path / "run"), str(tmp_path), [Kill(rank=0, at=42)], max_failures=1)
+    out = tmp_path / "run"
+    with pytest.raises(JobError, match=r"a worker or its node died.*the same command goes on"):
+        run(store, str(out), str(tmp_path), [Event(rank=0, at=42)], max_failures=0, ema_decay=0.5)
+    assert not (out / "model.safetensors").exists()
+    # What Ray Data has read before, the worker reads itself.
+    run(store, str(out), str(tmp_path), [], ema_decay=0.5, feed="in_process", feed_threads=2)
     assert [(attempt.start, attempt.world) for attempt in attempts(tmp_path)] == [(0, 1), (36, 1)]
-    clocks = {"waited_s", "step_s"}
+    runs = [Objects.at(folder) for folder in (undisturbed / "run", out)]
     curves = [
-        [{name: value for name, value in step.items() if name not in clocks} for step in read_losses(Objects.at(out))]
-        for out in (undisturbed / "run", tmp_path / "run")
+        [{name: value for name, value in step.items() if name not in CLOCKS} for step in read_losses(each)]
+        for each in runs
     ]
     assert [step["samples"] for step in curves[0]] == list(range(6, 97, 6))
+    assert [step["samples"] for step in curves[0] if "alignment" in step] == list(range(12, 97, 12))
     assert curves[0] == curves[1]
-    records = [json.loads((out / "run.json").read_text()) for out in (undisturbed / "run", tmp_path / "run")]
+    records = [each.get_json("run.json") for each in runs]
     assert records[0]["outputs"]["model"]["sha256"] == records[1]["outputs"]["model"]["sha256"]
+    assert [each["kind"] for each in records[1]["results"]["failures"]] == ["died"]
 
 
 @pytest.mark.slow
-def test_workers_that_read_the_store_themselves_learn_from_the_same_batches_also_after_a_resume(
-    store: str, undisturbed: Path, tmp_path: Path
-) -> None:
-    # Two workers begin, one of which dies; one goes on, as from a store that Ray Data read.
-    log = tmp_path / "log"
-    log.mkdir()
-    with pytest.raises(ray.train.TrainingFailedError):
-        run(store, str(tmp_path / "two"), str(log), [Kill(rank=1, at=30)], num_workers=2, max_failures=0, **IN_PROCESS)
-    run(store, str(tmp_path / "two"), str(log), [], num_workers=1, **IN_PROCESS)
-    (whole,) = attempts(undisturbed / "log")
-    tried = attempts(log)
-    assert [(attempt.start, attempt.world) for attempt in tried] == [(0, 2), (24, 1)]
-    for attempt in tried:
-        for seen, samples in attempt.steps.items():
-            assert sorted(samples) == sorted(whole.steps[seen])
-    assert sorted(tried[1].steps) == list(range(24, 96, GLOBAL_BATCH))
-
-    run(store, str(tmp_path / "one"), str(log), [], **IN_PROCESS)
-    clocks = {"waited_s", "step_s"}
-    curves = [
-        [{name: value for name, value in step.items() if name not in clocks} for step in read_losses(Objects.at(out))]
-        for out in (undisturbed / "run", tmp_path / "one")
-    ]
-    assert len(curves[0]) == 16
-    assert curves[0] == curves[1], "not the same bits as what Ray Data fed"
-
-
-@pytest.mark.slow
-def test_every_sample_is_seen_once_through_deaths_of_ranks_and_driver_on_changing_numbers_of_workers(
-    store: str, undisturbed: Path, tmp_path: Path
+def test_every_sample_is_seen_once_through_deaths_of_ranks_driver_and_nodes(
+    store: str, cluster: Cluster, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     log.mkdir()
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
 
     # Three workers: one dies, is replaced, and then the driver dies.
-    address = ray.get_runtime_context().gcs_address
-    kills = [Kill(rank=1, at=30), Kill(rank=0, at=42, driver=True)]
-    arguments = f"{store!r}, {str(out)!r}, {str(log)!r}, {kills!r}, num_workers=3, ray_address={address!r}"
-    code = f"from tests.test_pretrain_resume import Kill, run; run({arguments})"
+    events = [Event(rank=1, at=30), Event(rank=0, at=42, what="stand")]
+    arguments = f"{store!r}, {str(out)!r}, {str(log)!r}, {events!r}, num_workers=3, ray_address={cluster.address!r}"
+    code = f"from tests.training_runs import Event, run; run({arguments}, ema_decay=0.5)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) as driver:
-        while driver.poll() is None and not (log / "killed-42").exists():
+        while driver.poll() is None and not (log / "stand-42").exists():
             time.sleep(0.1)
         assert driver.poll() is None, "the run ended before its driver could be killed"
         driver.kill()
 
-    # Two go on; one of them dies, and its run with it.
-    with pytest.raises(ray.train.TrainingFailedError):
-        run(store, str(out), str(log), [Kill(rank=1, at=66)], num_workers=2, max_failures=0)
-    assert not (out / "model.safetensors").exists()
-
-    # One takes it to the end.
-    run(store, str(out), str(log), [], num_workers=1)
-    assert json.loads((out / "run.json").read_text())["results"]["samples_left_over"] == 4
+    # As many as there is room for: word comes that a node will be taken away, and another one just dies.
+    nodes = [cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=100_000_000) for _ in range(2)]
+    cluster.wait_for_nodes()
+    events = [Event(rank=0, at=60, what="await_notice"), Event(rank=0, at=66, what="stand")]
+    events += [Event(rank=0, at=78, what="stand")]
+    how = {"num_workers": "1..3", "cpus_per_worker": ELASTIC_CPUS, "worker_start_timeout_s": 20, "ema_decay": 0.5}
+    taking = Thread(target=take_nodes, args=(cluster, nodes, log))
+    taking.start()
+    run(store, str(out), str(log), events, max_failures=2, max_preemptions=1, **how)
+    taking.join()
+    results = json.loads((out / "run.json").read_text())["results"]
+    assert results["samples_left_over"] == 4
+    assert [each["kind"] for each in failures(Objects.at(out))][-1] == "died"
 
     tried = attempts(log)
-    assert [(attempt.start, attempt.world) for attempt in tried] == [(0, 3), (24, 3), (36, 2), (60, 1)]
+    # From 66 on, to which no checkpoint was due: it was taken at the notice.
+    starts = [(0, 3), (24, 3), (36, 3), (66, 2), (72, 1)]
+    assert [(attempt.start, attempt.world) for attempt in tried] == starts
     (whole,) = attempts(undisturbed / "log")
     ends = [*(attempt.start for attempt in tried[1:]), 96]
     learnt: Counter[tuple[int, int, int]] = Counter()
@@ -250,7 +158,27 @@ def test_every_sample_is_seen_once_through_deaths_of_ranks_and_driver_on_changin
 
     losses, expected = (read_losses(Objects.at(folder)) for folder in (out, undisturbed / "run"))
     assert [step["samples"] for step in losses] == [step["samples"] for step in expected]
-    assert [step["loss"] for step in losses] == pytest.approx([step["loss"] for step in expected], rel=1e-4)
+    for name in ("loss", "gradient_norm"):
+        assert [step[name] for step in losses] == pytest.approx([step[name] for step in expected], rel=1e-3)
+
+
+def take_nodes(cluster: Cluster, nodes: list[object], log: Path) -> None:
+    """Announce that one node will go, as a cloud does; later kill the other, as nobody does on purpose."""
+    wait_for(log / "await_notice-60")
+    drain = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address, "--node-id"]
+    how = [
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "spot",
+        "--deadline-remaining-seconds",
+        str(NOTICE_S),
+    ]
+    subprocess.run([*drain, nodes[0].node_id, *how], check=True, capture_output=True)
+    time.sleep(NOTICE_S)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    wait_for(log / "stand-78")
+    cluster.remove_node(nodes[1], allow_graceful=False)
 
 
 @pytest.mark.slow
@@ -265,6 +193,7 @@ def test_a_checkpoint_holds_what_going_on_needs(undisturbed: Path) -> None:
         "seed": 0,
         "crops_per_chip": CROPS_PER_CHIP,
         "global_batch": GLOBAL_BATCH,
+        "parts": (),
         "window_chips": 1024,
         "num_samples": NUM_CHIPS * CROPS_PER_CHIP,
         "order_version": 0,
@@ -274,6 +203,13 @@ def test_a_checkpoint_holds_what_going_on_needs(undisturbed: Path) -> None:
     assert state["optimizer"].keys() == {"state", "param_groups"}
     assert saved["objective"]["contrastive_weight"] == 1.0
     assert saved["normalisation"]["source"].startswith("training chips of")
+
+    # What is exported is the average, and says so.
+    with (undisturbed / "run" / "model.safetensors").open("rb") as file:
+        exported = restore_pretraining(load(file))[0].state_dict()
+    assert all(torch.equal(value, state["average"][f"module.{name}"]) for name, value in exported.items())
+    assert not torch.equal(exported["logit_scale"], saved["pretraining"]["logit_scale"])
+    assert out.get_json("model.stac.json")["properties"]["twinlook:ema_decay"] == 0.5
 
 
 @pytest.mark.parametrize(
