@@ -123,8 +123,10 @@ def test_places_that_are_trained_on_are_refused(store: str, probed: str, tmp_pat
     version = check_evaluation(asked, feed)
     assert version is not None
     assert version.number == 1
-    with pytest.raises(JobError, match="is the store that is trained on"):
-        check_evaluation(asked.model_copy(update={"store": store, "label": "worldcover"}), feed)
+    # The store that is trained on has val and test splits of its own.
+    assert check_evaluation(asked, Feed(url=probed, version=1, crop_px=24, global_batch=BATCH)) is not None
+    with pytest.raises(JobError, match=r"are trained on in .* \(split test\)"):
+        check_evaluation(asked, Feed(url=probed, version=1, split="test", crop_px=24, global_batch=BATCH))
     with pytest.raises(JobError, match=r"has no label='worldcover' \(it has: cover\)"):
         check_evaluation(asked.model_copy(update={"label": "worldcover"}), feed)
 
@@ -134,9 +136,9 @@ def test_places_that_are_trained_on_are_refused(store: str, probed: str, tmp_pat
         write_store(str(tmp_path / name), layout, candidates, lambda row: make_chip(row, layout), request={})
         return OnlineEvaluation(store=str(tmp_path / name), label="worldcover")
 
-    with pytest.raises(JobError, match="share 2 cells"):
+    with pytest.raises(JobError, match=r"2 cells of .* that are val or test, .* are trained on"):
         check_evaluation(elsewhere("both", [106, 107, 108, 109]), feed)
-    assert check_evaluation(elsewhere("buffer", [106, 107], split="buffer"), feed) is not None
+    assert check_evaluation(elsewhere("taught", [106, 107], split="train"), feed) is not None
     assert check_evaluation(elsewhere("beside", [108, 109]), feed) is not None
     with pytest.raises(JobError, match="radar_product sigma0_grd, the store that is trained on gamma0_rtc"):
         check_evaluation(elsewhere("grd", [108], replace(LAYOUT, radar_product="sigma0_grd")), feed)

@@ -7,6 +7,7 @@ answers the same questions, also after a resume.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from jobs.support.windows import KEPT
 from pipeline.canonical import differences
 from pipeline.chip_table import WRITTEN
 from pipeline.feed import Feed
+from pipeline.layout import Layout
 from pipeline.objects import Objects
 from pipeline.quiet import quiet_data
 from pipeline.redaction import redact
@@ -34,15 +36,16 @@ log = logging.getLogger(__name__)
 REQUEST_FILE: Final = "evaluation/request.json"
 WINDOWS_FILE: Final = "evaluation/windows.parquet"
 
-_PROBED: Final = ("train", "val", "test")
+_SCORED: Final = ("val", "test")
+"""Splits whose windows probes are scored on, or chosen by; those of `train` only teach the probes what is where."""
 
 
 class OnlineEvaluation(Group):
     """Probes on a labelled store while training goes on; fields as `evaluate` has them, whose report says more."""
 
     store: str | None = None
-    """Chip store with labels and with train, val and test splits, of places that the training chips do not show;
-    unset: no evaluation."""
+    """Chip store with labels and with train, val and test splits, val and test of places that the training chips do not
+    show: another store, or the one that is trained on; unset: no evaluation."""
 
     version: int | None = Field(default=None, ge=1)
     """Sealed version of that store; unset: the newest."""
@@ -99,7 +102,7 @@ def check_evaluation(settings: OnlineEvaluation, feed: Feed) -> Version | None:
     for name in ("radar_product", "optical_level"):
         if (theirs := getattr(store.layout, name)) != (ours := getattr(trained.layout, name)):
             raise JobError(f"evaluate.store has {name} {theirs}, the store that is trained on {ours}")
-    _check_held_out(store, version, trained, feed)
+    _check_held_out(version, store.layout, feed)
     return version
 
 
@@ -167,30 +170,28 @@ def _kept_windows(settings: OnlineEvaluation, store: Store, version: Version, *,
     return windows.filter(pc.equal(windows["status"], KEPT))
 
 
-def _check_held_out(store: Store, version: Version, trained: Store, feed: Feed) -> None:
-    """Refuse windows of places that are trained on: a model would be praised for what it has seen."""
-    if store.url == trained.url:
-        raise JobError(
-            f"evaluate.store is the store that is trained on, and both would use its split {feed.split}: build a "
-            "labelled store of other places, and keep them out of the one that is trained on (exclude)"
-        )
-    if store.layout.side_px != trained.layout.side_px:
-        # Cells of other sides have other names.
-        return
+def _check_held_out(version: Version, layout: Layout, feed: Feed) -> None:
+    """Refuse to score on places that are trained on: a model would be praised for what it has seen."""
     columns = ["cell", "split", "status"]
-    probed, learnt = version.all_chips(columns=columns), Version(feed.url, feed.version).all_chips(columns=columns)
-    probed = _cells(probed, pa.array(_PROBED))
-    both = probed.filter(pc.is_in(probed, value_set=_cells(learnt, pa.array([feed.split]))))
-    if len(both):
-        raise JobError(
-            f"{version.name} and the chips that are trained on share {len(both)} cells, {both[0].as_py()} among them: "
-            "evaluate on places that training never sees"
-        )
+    scored = _cells(version.all_chips(columns=columns), _SCORED)
+    for source in feed.sources:
+        if Store.open(source.url).layout.side_px != layout.side_px:
+            # Cells of other sides have other names.
+            continue
+        learnt = Version(source.url, source.version)
+        both = scored.filter(pc.is_in(scored, value_set=_cells(learnt.all_chips(columns=columns), [feed.split])))
+        if len(both):
+            raise JobError(
+                f"evaluate.store: {len(both)} cells of {version.name} that are val or test, {both[0].as_py()} among "
+                f"them, are trained on in {learnt.name} (split {feed.split}): evaluate on places that training never "
+                "sees"
+            )
 
 
-def _cells(chips: pa.Table, splits: pa.Array) -> pa.Array:
+def _cells(chips: pa.Table, splits: Sequence[str]) -> pa.Array:
     """Cells, each once, of the written chips of some splits; chips off the grid have none."""
-    chosen = chips.filter(pc.and_(pc.equal(chips["status"], WRITTEN), pc.is_in(chips["split"], value_set=splits)))
+    wanted = pc.is_in(chips["split"], value_set=pa.array(splits, pa.string()))
+    chosen = chips.filter(pc.and_(pc.equal(chips["status"], WRITTEN), wanted))
     return chosen["cell"].drop_null().unique()
 
 
