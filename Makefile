@@ -37,6 +37,7 @@ bench: setup  ## measure alternatives against each other
 	$(BIN)/python -m tests.bench_engine reading 4
 	$(BIN)/python -m tests.bench_engine waiting 8 8.0
 	$(BIN)/python -m tests.bench_sealing
+	$(BIN)/python -m tests.bench_order
 	$(BIN)/python -m tests.bench_reading
 	$(BIN)/python -m tests.bench_growth
 	$(BIN)/python -m tests.bench_epochs
