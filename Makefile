@@ -31,7 +31,8 @@ lint: setup  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 bench: setup  ## measure alternatives against each other
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench_feed
+	$(BIN)/python -m tests.bench_feed_s3
 	$(BIN)/python -m tests.bench_pairing
 	$(BIN)/python -m tests.bench_planning 1000000 10000000 100000000
 	$(BIN)/python -m tests.bench_engine reading 4
