@@ -122,6 +122,7 @@ def against_others(folder: Path, names: list[str]) -> None:
             for crop_px in CROPS_PX:
                 for name in rng.permutation(list(running)).tolist():
                     answer = ask(running[name], str(crop_px))
+                    sys.stderr.write(f"round {number}: {name}, {crop_px} px: {answer}\n")
                     # The first time processes start and memory is filled.
                     if number:
                         seen[name, crop_px].append(answer | {"load": os.getloadavg()[0]})
