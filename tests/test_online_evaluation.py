@@ -144,12 +144,12 @@ def test_places_that_are_trained_on_are_refused(store: str, probed: str, tmp_pat
         check_evaluation(elsewhere("grd", [108], replace(LAYOUT, radar_product="sigma0_grd")), feed)
 
 
-def test_the_weights_at_0_samples_are_those_that_training_begins_with() -> None:
+def test_the_weights_at_0_samples_are_those_that_training_begins_with(tmp_path: Path) -> None:
     torch.manual_seed(7)
     begun = training_loop._new_model({"size": "tiny"})
     trained = CromaPretraining(CONFIGS["tiny"], Objective())
     state = torch.get_rng_state()
-    fresh = initial_model(trained, seed=7)
+    fresh = initial_model(trained, seed=7, out=Objects.at(str(tmp_path)))
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in begun.croma.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value)
