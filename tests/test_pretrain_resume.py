@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 
@@ -30,6 +30,7 @@ from tests.training_runs import (
     CROPS_PER_CHIP,
     GLOBAL_BATCH,
     NUM_CHIPS,
+    Attempt,
     Event,
     attempts,
     run,
@@ -103,6 +104,38 @@ def test_the_losses_and_weights_of_one_worker_after_a_resume_are_the_same_bits(
 
 
 @pytest.mark.slow
+def test_every_sample_is_seen_once_through_deaths_of_ranks_and_driver_on_changing_numbers_of_workers(
+    store: str, cluster: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    log.mkdir()
+
+    # Three workers: one dies, is replaced, and then the driver dies.
+    events = [Event(rank=1, at=30), Event(rank=0, at=42, what="stand")]
+    arguments = f"{store!r}, {str(out)!r}, {str(log)!r}, {events!r}, num_workers=3, ray_address={cluster.address!r}"
+    code = f"from tests.training_runs import Event, run; run({arguments}, ema_decay=0.5)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) as driver:
+        while driver.poll() is None and not (log / "stand-42").exists():
+            time.sleep(0.1)
+        assert driver.poll() is None, "the run ended before its driver could be killed"
+        driver.kill()
+
+    # Two go on; one of them dies, and its run with it. One takes it to the end.
+    with pytest.raises(JobError, match="a worker or its node died"):
+        run(store, str(out), str(log), [Event(rank=1, at=66)], num_workers=2, max_failures=0, ema_decay=0.5)
+    run(store, str(out), str(log), [], num_workers=1, ema_decay=0.5)
+    assert json.loads((out / "run.json").read_text())["results"]["samples_left_over"] == 4
+    tried = attempts(log)
+    assert [(attempt.start, attempt.world) for attempt in tried] == [(0, 3), (24, 3), (36, 2), (60, 1)]
+    seen_once(tried, out, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "TWINLOOK_LOSE_NODES" not in os.environ,
+    reason="loses nodes by the clock, which a busy machine upsets; set TWINLOOK_LOSE_NODES=1 to run it",
+)
 def test_every_sample_is_seen_once_through_deaths_of_ranks_driver_and_nodes(
     store: str, cluster: Cluster, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +172,11 @@ def test_every_sample_is_seen_once_through_deaths_of_ranks_driver_and_nodes(
     # From 66 on, to which no checkpoint was due: it was taken at the notice.
     starts = [(0, 3), (24, 3), (36, 3), (66, 2), (72, 1)]
     assert [(attempt.start, attempt.world) for attempt in tried] == starts
+    seen_once(tried, out, undisturbed)
+
+
+def seen_once(tried: Sequence[Attempt], out: Path, undisturbed: Path) -> None:
+    """Of all attempts together, up to where the next one began: every sample once, as in the undisturbed run."""
     (whole,) = attempts(undisturbed / "log")
     ends = [*(attempt.start for attempt in tried[1:]), 96]
     learnt: Counter[tuple[int, int, int]] = Counter()
