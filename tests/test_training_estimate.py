@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.pretrain import Pretrain, _claim, main
+from jobs.pretrain import Pretrain, main
 from jobs.support.feed_rate import FeedRate, measure_feed
+from jobs.support.pretrain_request import claim
 from jobs.support.settings import parse
 from jobs.support.training_estimate import TrainingEstimate, training_estimate, training_estimate_lines
 from model.croma import BASE
@@ -123,5 +124,5 @@ def test_a_dry_run_says_all_of_it_and_writes_nothing(
 def test_what_is_assumed_and_which_preset_it_was_do_not_make_another_run(store: str, tmp_path: Path) -> None:
     sources, out = [Source(url=store, version=1)], Objects.at(tmp_path)
     spelt = parse(Pretrain, ["store=s", "out=o", "preset=tiny-demo"]).model_dump(exclude={"preset"})
-    _claim(out, parse(Pretrain, ["store=s", "out=o", "preset=tiny-demo", "assume.peak_share=0.5"]), sources)
-    _claim(out, Pretrain(**spelt), sources)
+    claim(out, parse(Pretrain, ["store=s", "out=o", "preset=tiny-demo", "assume.peak_share=0.5"]), sources)
+    claim(out, Pretrain(**spelt), sources)

@@ -52,7 +52,7 @@ def test_a_report_logs_the_shards_in_a_batch_and_warns_of_waiting(
         told = [{"samples": 4.0 * n, "shards": 3.0, **losses, **step} for n, step in enumerate(steps([wait] * 40))]
         means = write_losses(str(tmp_path), told, rank=0, total=160)
         assert means["shards"] == 3
-        assert "3 shards in a batch of a worker" in caplog.text
+        assert "3 shards in a batch" in caplog.text
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == warnings
         assert all("evenly over the batches" in each for each in said)
