@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from types import TracebackType
+
+from tests.loopback_server import LoopbackServer
 
 _PIECE = 1 << 16
 
@@ -27,7 +27,7 @@ class Passed:
     """Bodies of at least half a megabyte that were on their way at the same time."""
 
 
-class SlowProxy:
+class SlowProxy(LoopbackServer):
     """On loopback while the context lasts.
 
     Args:
@@ -39,55 +39,22 @@ class SlowProxy:
     def __init__(self, port: int, *, latency_s: float, bytes_per_s: float) -> None:
         self.upstream, self.latency_s, self.bytes_per_s = port, latency_s, bytes_per_s
         self.passed = Passed()
-        self.port = 0
         self._free_at = 0.0
         self._large = 0
-
-    def __enter__(self) -> SlowProxy:
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-        assert not self._thread.is_alive()
 
     def asked(self) -> Passed:
         """What has passed since the last question."""
         passed, self.passed = self.passed, Passed()
         return passed
 
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        await self._stop.wait()
-        server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what a client asks, over a connection of its own."""
         behind, to_behind = await asyncio.open_connection("127.0.0.1", self.upstream)
         try:
             while await self._exchange(reader, writer, behind, to_behind):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
         finally:
-            self._tasks.discard(task)
             with suppress(RuntimeError):
-                writer.close()
                 to_behind.close()
 
     async def _exchange(

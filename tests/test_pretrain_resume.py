@@ -110,16 +110,7 @@ def test_every_sample_is_seen_once_through_deaths_of_ranks_and_driver_on_changin
     out, log = tmp_path / "run", tmp_path / "log"
     log.mkdir()
 
-    # Three workers: one dies, is replaced, and then the driver dies.
-    events = [Event(rank=1, at=30), Event(rank=0, at=42, what="stand")]
-    arguments = f"{store!r}, {str(out)!r}, {str(log)!r}, {events!r}, num_workers=3, ray_address={cluster.address!r}"
-    code = f"from tests.training_runs import Event, run; run({arguments}, ema_decay=0.5)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) as driver:
-        while driver.poll() is None and not (log / "stand-42").exists():
-            time.sleep(0.1)
-        assert driver.poll() is None, "the run ended before its driver could be killed"
-        driver.kill()
+    begin_and_lose_rank_and_driver(store, cluster, out, log)
 
     # Two go on; one of them dies, and its run with it. One takes it to the end.
     with pytest.raises(JobError, match="a worker or its node died"):
@@ -143,16 +134,7 @@ def test_every_sample_is_seen_once_through_deaths_of_ranks_driver_and_nodes(
     log.mkdir()
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
 
-    # Three workers: one dies, is replaced, and then the driver dies.
-    events = [Event(rank=1, at=30), Event(rank=0, at=42, what="stand")]
-    arguments = f"{store!r}, {str(out)!r}, {str(log)!r}, {events!r}, num_workers=3, ray_address={cluster.address!r}"
-    code = f"from tests.training_runs import Event, run; run({arguments}, ema_decay=0.5)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) as driver:
-        while driver.poll() is None and not (log / "stand-42").exists():
-            time.sleep(0.1)
-        assert driver.poll() is None, "the run ended before its driver could be killed"
-        driver.kill()
+    begin_and_lose_rank_and_driver(store, cluster, out, log)
 
     # As many as there is room for: word comes that a node will be taken away, and another one just dies.
     nodes = [cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=100_000_000) for _ in range(2)]
@@ -198,6 +180,19 @@ def seen_once(tried: Sequence[Attempt], out: Path, undisturbed: Path) -> None:
     assert [step["samples"] for step in losses] == [step["samples"] for step in expected]
     for name in ("loss", "gradient_norm"):
         assert [step[name] for step in losses] == pytest.approx([step[name] for step in expected], rel=1e-3)
+
+
+def begin_and_lose_rank_and_driver(store: str, cluster: Cluster, out: Path, log: Path) -> None:
+    """Three workers: one dies, is replaced, and then the driver dies."""
+    events = [Event(rank=1, at=30), Event(rank=0, at=42, what="stand")]
+    arguments = f"{store!r}, {str(out)!r}, {str(log)!r}, {events!r}, num_workers=3, ray_address={cluster.address!r}"
+    code = f"from tests.training_runs import Event, run; run({arguments}, ema_decay=0.5)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) as driver:
+        while driver.poll() is None and not (log / "stand-42").exists():
+            time.sleep(0.1)
+        assert driver.poll() is None, "the run ended before its driver could be killed"
+        driver.kill()
 
 
 def take_nodes(cluster: Cluster, nodes: list[object], log: Path) -> None:
