@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -91,19 +92,40 @@ def load_model(url: str) -> LoadedModel:
     Raises:
         JobError: There is no such file, or it is none of those.
     """
+    read = read_file(url, missing=f"no model at {url}: give the model.safetensors that pretrain wrote")
+    with refused(url):
+        croma, normalisation = from_any(read)
+    objective = pretrained.objective_of(read) if "objective" in read else None
+    digest = pretrained.model_hash(croma, normalisation)
+    return LoadedModel(croma=croma, normalisation=normalisation, sha256=digest, objective=objective)
+
+
+def read_file(url: str, *, missing: str) -> Any:
+    """What a file of weights holds, whoever wrote it.
+
+    Raises:
+        JobError: There is no such file, which `missing` says, or it is none of weights.
+    """
     folder, _, name = url.rpartition("/")
     try:
         content = Objects.at(folder or ("/" if url.startswith("/") else ".")).get(name)
     except FileNotFoundError:
-        raise JobError(f"no model at {url}: give the model.safetensors that pretrain wrote") from None
+        raise JobError(missing) from None
+    with refused(url):
+        return pretrained.read(io.BytesIO(content))
+
+
+@contextmanager
+def refused(url: str) -> Iterator[None]:
+    """Name the file that is not what it should be.
+
+    Raises:
+        JobError: In place of a ValueError.
+    """
     try:
-        read = pretrained.read(io.BytesIO(content))
-        croma, normalisation = from_any(read)
+        yield
     except ValueError as error:
         raise JobError(f"{url}: {error}") from error
-    objective = pretrained.objective_of(read) if "objective" in read else None
-    digest = pretrained.model_hash(croma, normalisation)
-    return LoadedModel(croma=croma, normalisation=normalisation, sha256=digest, objective=objective)
 
 
 def untrained_like(model: LoadedModel, *, seed: int) -> LoadedModel:

@@ -10,7 +10,7 @@ import logging
 from dataclasses import fields
 from typing import Any, Final
 
-from jobs.support.encoder import check_units
+from jobs.support.encoder import check_units, read_file, refused
 from jobs.support.job import JobError
 from model import pretrained
 from model.croma import Croma, CromaConfig, CromaPretraining
@@ -38,19 +38,13 @@ def read_weights(url: str, *, config: CromaConfig, layout: Layout, own_scaling: 
         JobError: There is no such file, it is none of those, or of a model of another size.
         ValueError: The store's units or level are not those that the statistics were taken in.
     """
-    folder, _, name = url.rpartition("/")
-    try:
-        content = Objects.at(folder or ("/" if url.startswith("/") else ".")).get(name)
-    except FileNotFoundError:
-        raise JobError(f"no weights at {url}: give a model.safetensors, or a file of released weights") from None
-    try:
-        read = pretrained.read(io.BytesIO(content))
+    missing = f"no weights at {url}: give a model.safetensors, or a file of released weights"
+    read = read_file(url, missing=missing)
+    with refused(url):
         croma, normalisation = from_any(read, heads=config.heads)
         # Whatever the file has: encoders alone, or the decoder and the projections too.
         whole = isinstance(read, dict) and read.get("pretraining") is not None
         model = pretrained.restore_pretraining(read)[0] if whole else croma
-    except ValueError as error:
-        raise JobError(f"{url}: {error}") from error
     if differing := _differing(model, config):
         raise JobError(f"{url} is of a model of another size: {differing}; give its size")
     if own_scaling:
