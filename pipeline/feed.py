@@ -215,12 +215,6 @@ def training_samples(feed: Feed, *, seen: int = 0) -> ray.data.Dataset:
     return _dataset(source, block_bytes=feed.batch_size * source.sample_bytes())
 
 
-def num_samples(feed: Feed) -> int:
-    """Samples of an epoch."""
-    chosen = choose_all(feed.sources, feed.only, split=feed.split)
-    return feed.order.epoch_chips(sum(len(each.rows) for each in chosen)) * feed.crops_per_chip
-
-
 def read_chips(
     store: str,
     *,

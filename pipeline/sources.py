@@ -74,14 +74,6 @@ class Sources:
         store, own = self.holder(shard)
         return self.sources[self._number(shard)], own * store.layout.shard_chips + place
 
-    def name_rows(self, rows: Iterable[int]) -> str:
-        """Rows as their stores number them, for messages."""
-        by_source: dict[Source, list[int]] = {}
-        for row in rows:
-            source, own = self.origin(row)
-            by_source.setdefault(source, []).append(own)
-        return "; ".join(f"{Version(each.url, each.version).name}: rows {own}" for each, own in by_source.items())
-
     def _keep_in(self, cache: ShardCache) -> None:
         """Let shards be read through a cache, which is told what is fed."""
         found = [Version(source.url, source.version).versions() for source in self.sources]

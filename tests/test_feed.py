@@ -22,7 +22,6 @@ from pipeline.feed import (
     ChipSource,
     Feed,
     cut_batches,
-    num_samples,
     read_chips,
     training_samples,
 )
@@ -156,9 +155,9 @@ def test_crops_are_those_zarr_reads(tmp_path: Path, codec: str) -> None:
 
 def test_only_written_chips_of_the_split_are_fed(url: str) -> None:
     assert ChipSource(feed_of(url)).rows.tolist() == TRAIN_ROWS
-    assert num_samples(feed_of(url)) == 3 * len(TRAIN_ROWS)
+    assert ChipSource(feed_of(url)).course.epoch_samples == 3 * len(TRAIN_ROWS)
     with pytest.raises(StoreError, match="version 1 holds no chips of split test"):
-        num_samples(feed_of(url, split="test"))
+        _ = ChipSource(feed_of(url, split="test")).course
 
 
 def test_arrays_a_store_lacks_are_left_out(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_one_store_keeps_its_rows(two: tuple[Source, Source]) -> None:
     alone = Sources(two[:1])
     assert alone.rows_of(0, np.arange(30)).tolist() == list(range(30))
     assert alone.layout == Store.open(two[0].url).layout
-    assert alone.name_rows([3, 7]) == f"{two[0].url} version 1: rows [3, 7]"
+    assert [alone.origin(row) for row in (3, 7)] == [(two[0], 3), (two[0], 7)]
 
 
 def test_crops_of_a_mixture_are_those_that_each_store_has(two: tuple[Source, Source]) -> None:
@@ -103,9 +103,8 @@ def test_crops_of_a_mixture_are_those_that_each_store_has(two: tuple[Source, Sou
         each: 2 * part.taken for each, part in zip(two, parts, strict=True)
     }
     assert max(k for *_, k in of_first) >= 4
-    assert sources.name_rows([int(sources.rows_of(1, np.array([5]))[0]), 2]) == (
-        f"{two[1].url} version 1: rows [5]; {two[0].url} version 1: rows [2]"
-    )
+    assert sources.origin(int(sources.rows_of(1, np.array([5]))[0])) == (two[1], 5)
+    assert sources.origin(2) == (two[0], 2)
 
 
 @pytest.mark.parametrize(
