@@ -183,6 +183,8 @@ def _asked_by_threads(search: _Search, pieces: list[Piece], cache: Objects | Non
                 answered.put((piece, search.ask(piece, cache, access)))
             except Exception as error:  # noqa: BLE001  # it is raised where the answers are taken
                 answered.put((piece, error))
+                # Here too: where the answers are taken, this may be later than the next piece is asked for.
+                access.stopped.set()
 
     # Daemons: who waits for a turn at a host that is away must not hold up the end of a search that has failed.
     for _ in range(min(search.access_spec.api.turns, len(pieces), _MOST_THREADS)):
