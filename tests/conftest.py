@@ -27,6 +27,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+# Threads that wait for each other's turn make small products fifty times slower where two processes test on two CPUs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Ray Train takes one report of a worker each time it looks, by default every two seconds: most of a short run's time.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
@@ -69,14 +72,3 @@ def small_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300_000_000)
     yield
     ray.shutdown()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other make small products slow on a busy machine."""
-    import torch  # here, for most tests do without it
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

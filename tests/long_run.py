@@ -76,7 +76,7 @@ def stores_in(folder: Path, shared_data: Path) -> list[dict[str, object]]:
         with StacServer(real.directory) as server:
             everything = {"splits.val_fraction": 0, "splits.test_fraction": 0, "pairing.min_overlap": 0.99}
             for place, box in real.regions.items():
-                make(folder / f"{place}.zarr", server.url, ",".join(map(str, box)), real.period, **everything)
+                make(folder / f"{place}.zarr", server.url, ",".join(map(str, box)), real.periods[place], **everything)
     share = REAL_WEIGHT / len(real.regions)
     places = [{"store": str(folder / f"{place}.zarr"), "weight": share} for place in real.regions]
     return [{"store": str(simulated), "weight": 1 - REAL_WEIGHT}, *places]

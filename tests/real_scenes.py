@@ -8,6 +8,7 @@ processing baselines from 04.00 on, which the samples had removed, is put back.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,7 +58,8 @@ class RealArchive:
     cells: dict[str, list[Cell]]
     """Place -> the cells of 1200 m that its scenes cover whole."""
 
-    period: str = "2017-10-01/2023-06-30"
+    periods: dict[str, str]
+    """Place -> first and last day of its scenes."""
 
     pairs_within_3_days: int = 4
     """One Sentinel-1 acquisition within three days of a Sentinel-2 one at each place."""
@@ -67,12 +69,19 @@ def write_real_archive(shared_data: Path, directory: Path) -> RealArchive:
     """Write items and COGs of TerraMesh's three example places and of one location of SSL4EO-S12."""
     items: list[dict[str, Any]] = []
     frames: dict[str, Frame] = {}
+    days: defaultdict[str, set[str]] = defaultdict(set)
     for place, scene, bands in _scenes(shared_data):
         frames.setdefault(place, scene.frame)
+        days[place].add(scene.sensed.date().isoformat())
         items.append(_write(directory, scene, bands))
     write_catalog(directory, items)
     cells = {place: _whole_cells(frame) for place, frame in frames.items()}
-    return RealArchive(directory=directory, cells=cells, regions={place: _region(own) for place, own in cells.items()})
+    return RealArchive(
+        directory=directory,
+        cells=cells,
+        regions={place: _region(own) for place, own in cells.items()},
+        periods={place: f"{min(own)}/{max(own)}" for place, own in days.items()},
+    )
 
 
 def _scenes(shared_data: Path) -> Iterator[tuple[str, Scene, Bands]]:

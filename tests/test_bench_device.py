@@ -11,8 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.croma import TINY
 from tests.bench_device import Case, attention_seconds, measure, step_of, where_time_goes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 SMALL = Case(config=TINY, what="pretraining", batch=2, image_px=24)
 

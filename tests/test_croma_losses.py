@@ -206,7 +206,6 @@ OBJECTIVES = {2: [Objective(), Objective(gathered_gradient=False), *ALONE], 4: [
 
 def run_rank(rank: int, num_ranks: int, folder: str) -> None:
     """What one process of several does; results go to files."""
-    torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_ranks)
     share = BATCH // num_ranks
     part = slice(rank * share, (rank + 1) * share)

@@ -41,7 +41,6 @@ from tests.small_stores import Candidate, write_model, write_store
 
 # Ray warns of its own settings whenever it copies them.
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context"),
 ]
 

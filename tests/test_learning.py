@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data._internal")
 def test_training_beats_no_training_and_band_statistics_on_held_out_blocks(store: str) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        runs = list(pool.map(accuracies, [store] * 3, range(3)))
+        runs = list(pool.map(accuracies, [store] * 2, range(2)))
     shown = "\n".join(
         f"{name}: {np.mean([run[name] for run in runs]):.3f} ± {np.std([run[name] for run in runs]):.3f}"
         for name in runs[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -20,15 +18,6 @@ CONFIG = CromaConfig(
     width=128, optical_depth=3, radar_depth=2, joint_depth=2, heads=4, decoder_width=64, decoder_heads=4
 )
 SAMPLES, IMAGE_PX, PATCHES = 4, 120, 225
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small products gain nothing from a second thread, and lose much where others want it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

@@ -302,7 +302,6 @@ def test_parts_hold_only_their_own_activations() -> None:
 
 def accumulate_on_rank(rank: int, num_ranks: int, folder: str) -> None:
     """What one process of several does: a batch in parts of uneven size."""
-    torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_ranks)
     batch = batch_of(samples=12)
     share = 12 // num_ranks
@@ -331,7 +330,6 @@ def test_ranks_that_take_their_batch_in_parts_learn_what_one_process_learns_at_o
 
 def step_with_a_broken_chip(rank: int, folder: str) -> None:
     """Rank 1 alone meets something that is not a number; both must stop."""
-    torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model = new_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}

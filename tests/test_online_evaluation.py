@@ -52,7 +52,6 @@ from tests.sample_chips import LAYOUT, make_chip
 from tests.small_stores import SMALL, Candidate, write_store
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     # Ray's own settings object warns about its own fields when it is copied.
     pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context"),
     pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data._internal"),

@@ -40,7 +40,7 @@ def stac(real: RealArchive) -> Iterator[str]:
 
 def words(stac: str, real: RealArchive, place: str, **more: object) -> list[str]:
     values = {
-        "archive": stac, "region": ",".join(map(str, real.regions[place])), "period": real.period,
+        "archive": stac, "region": ",".join(map(str, real.regions[place])), "period": real.periods[place],
         "side_px": 120, "block_cells": 2, "shard_chips": 16, "pairing.min_overlap": 0.99,
         "screening.min_valid_fraction": 0.95, **more,
     }  # fmt: skip

@@ -297,7 +297,7 @@ def test_real_pixels_become_an_archive_that_gives_them_back(shared_data: Path, t
     with StacServer(real.directory) as server:
         client = Client.open(server.url)
         for place, region in real.regions.items():
-            found = list(client.search(bbox=region, datetime=real.period).items())
+            found = list(client.search(bbox=region, datetime=real.periods[place]).items())
             assert {item.collection_id for item in found} == {"sentinel-1-rtc", "sentinel-2-l2a"}, place
     source = shared_data / "terramind-examples/38D_378R_2_3"
     with rasterio.open(source / "S2L2A.tif") as file:
