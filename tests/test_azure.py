@@ -257,10 +257,17 @@ def test_a_store_on_azure_has_the_bytes_of_one_on_a_disk(
     assert not there.exists("zarr.json")
 
 
+def signature(token: str) -> str:
+    """Of a token, as it was before it became part of a URL."""
+    return parse_qs(token)["sig"][0]
+
+
 def test_a_signature_with_a_slash_is_not_taken_for_the_name_of_a_file(
     lab: AzuriteLab, files: dict[str, str], access: ProcessAccess
 ) -> None:
-    token = next(token for token in (lab.token(OPTICAL, "sentinel2-l2", LATER) for _ in range(999)) if "/" in token)
+    tokens = (lab.token(OPTICAL, "sentinel2-l2", LATER) for _ in range(999))
+    # What lies between its slashes is long enough not to be in a message by chance.
+    token = next(token for token in tokens if "/" in token and min(map(len, signature(token).split("/"))) >= 8)
     lab.tokens.issue = lambda *_: token
     for signed in (access.sign(files[OPTICAL]), sign(files[OPTICAL], "planetary-computer")):
         assert "/" not in signed.partition("?")[2]
@@ -269,7 +276,7 @@ def test_a_signature_with_a_slash_is_not_taken_for_the_name_of_a_file(
     lab.fault = lambda method, path, headers: (503, {}) if first_byte(headers) else None
     with pytest.raises(OSError, match=r"B02\.tif") as trouble:
         read(access, files[OPTICAL], Window(0, 0, SIDE_PX, SIDE_PX), attempts=1)
-    assert not any(part in str(trouble.value) for part in parse_qs(token)["sig"][0].split("/"))
+    assert not any(part in str(trouble.value) for part in signature(token).split("/"))
 
 
 def test_a_wrong_account_key_is_refused_in_one_line_without_it(
