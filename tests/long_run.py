@@ -47,7 +47,8 @@ EVERY = 16_000
 """Samples between evaluations."""
 
 KILLED_AFTER = (24_000, 56_000, 88_000)
-"""Samples: the job, a worker, the job."""
+WORKER_KILLED_AFTER = 56_000
+"""Samples. After these only the worker is killed, after the others the whole job."""
 
 TRAINING = {
     "size": "tiny", "crop_px": 48, "global_batch": BATCH, "learning_rate": 5e-4, "warmup_fraction": 0.05,
@@ -110,23 +111,23 @@ def train(folder: Path, stores: list[dict[str, object]]) -> None:
         "epochs": -(-SAMPLES // num_chips), "evaluate.store": stores[0]["store"],
     }  # fmt: skip
     command = [sys.executable, "-m", "jobs.pretrain", *(f"{key}={value}" for key, value in words.items())]
-    for number, after in enumerate([*KILLED_AFTER, None]):
-        flag = done / str(after)
-        if after is not None and flag.exists():
-            continue
+    kills = [after for after in KILLED_AFTER if not (done / str(after)).exists()]
+    while True:
         with subprocess.Popen(command, start_new_session=True) as job:
-            while job.poll() is None and (after is None or samples_seen(out) < after):
-                time.sleep(1.0)
-            if after is None:
-                break
-            assert job.poll() is None, f"the job ended by itself before {after} samples"
-            done.mkdir(exist_ok=True)
-            flag.touch()
-            if number == 1:
-                kill_worker(job.pid)
-                job.wait()
-            else:
-                os.killpg(job.pid, signal.SIGKILL)
+            while kills and job.poll() is None:
+                if samples_seen(out) < kills[0]:
+                    time.sleep(1.0)
+                    continue
+                done.mkdir(exist_ok=True)
+                (done / str(kills[0])).touch()
+                if kills.pop(0) == WORKER_KILLED_AFTER:
+                    kill_worker(job.pid)
+                else:
+                    os.killpg(job.pid, signal.SIGKILL)
+                    job.wait()
+        if job.returncode != -signal.SIGKILL:
+            break
+    assert not kills, f"the job ended by itself before {kills[0]} samples"
     assert job.returncode == 0, job.returncode
 
 

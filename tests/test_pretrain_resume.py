@@ -7,18 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from jobs.support import training_loop
-from jobs.support.failures import failures
 from jobs.support.job import JobError
 from jobs.support.pretraining import read_losses, samples_seen
 from jobs.support.training_loop import CHECKPOINT_FILE, PositionError, checkpoint_due, checkpoint_name, samples_in
@@ -32,9 +28,9 @@ from tests.training_runs import (
     NUM_CHIPS,
     Attempt,
     Event,
+    all_learnt_once,
     attempts,
     run,
-    wait_for,
     write_chips,
 )
 
@@ -43,12 +39,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context"),
     pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data._internal"),
 ]
-
-HEAD_CPUS, NODE_CPUS, ELASTIC_CPUS = 3, 2, 1.6
-"""A worker of the elastic run fits once on each node, and on the head beside one CPU that reads."""
-
-NOTICE_S = 10
-"""From word that a node will be taken away until it is."""
 
 CLOCKS = {"waited_s", "step_s", "samples_per_s"}
 
@@ -59,19 +49,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head; nodes are added by who needs them. That one died is noticed within seconds."""
-    health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    memory = {"object_store_memory": 200_000_000, "include_dashboard": False}
-    found = Cluster(head_node_args={"num_cpus": HEAD_CPUS, "_system_config": health, **memory}, initialize_head=True)
-    ray.init(address=found.address, log_to_driver=False)
-    yield found
+def cluster() -> Iterator[str]:
+    """Its address."""
+    found = ray.init(
+        address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000
+    )
+    yield found.address_info["gcs_address"]
     ray.shutdown()
-    found.shutdown()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(store: str, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(store: str, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of one worker that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "log").mkdir()
@@ -105,7 +93,7 @@ def test_the_losses_and_weights_of_one_worker_after_a_resume_are_the_same_bits(
 
 @pytest.mark.slow
 def test_every_sample_is_seen_once_through_deaths_of_ranks_and_driver_on_changing_numbers_of_workers(
-    store: str, cluster: Cluster, undisturbed: Path, tmp_path: Path
+    store: str, cluster: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     log.mkdir()
@@ -122,58 +110,15 @@ def test_every_sample_is_seen_once_through_deaths_of_ranks_and_driver_on_changin
     seen_once(tried, out, undisturbed)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "TWINLOOK_LOSE_NODES" not in os.environ,
-    reason="loses nodes by the clock, which a busy machine upsets; set TWINLOOK_LOSE_NODES=1 to run it",
-)
-def test_every_sample_is_seen_once_through_deaths_of_ranks_driver_and_nodes(
-    store: str, cluster: Cluster, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, log = tmp_path / "run", tmp_path / "log"
-    log.mkdir()
-    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-
-    begin_and_lose_rank_and_driver(store, cluster, out, log)
-
-    # As many as there is room for: word comes that a node will be taken away, and another one just dies.
-    nodes = [cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=100_000_000) for _ in range(2)]
-    cluster.wait_for_nodes()
-    events = [Event(rank=0, at=60, what="await_notice"), Event(rank=0, at=66, what="stand")]
-    events += [Event(rank=0, at=78, what="stand")]
-    how = {"num_workers": "1..3", "cpus_per_worker": ELASTIC_CPUS, "worker_start_timeout_s": 20, "ema_decay": 0.5}
-    taking = Thread(target=take_nodes, args=(cluster, nodes, log))
-    taking.start()
-    run(store, str(out), str(log), events, max_failures=2, max_preemptions=1, **how)
-    taking.join()
-    results = json.loads((out / "run.json").read_text())["results"]
-    assert results["samples_left_over"] == 4
-    assert [each["kind"] for each in failures(Objects.at(out))][-1] == "died"
-
-    tried = attempts(log)
-    # From 66 on, to which no checkpoint was due: it was taken at the notice.
-    starts = [(0, 3), (24, 3), (36, 3), (66, 2), (72, 1)]
-    assert [(attempt.start, attempt.world) for attempt in tried] == starts
-    seen_once(tried, out, undisturbed)
-
-
 def seen_once(tried: Sequence[Attempt], out: Path, undisturbed: Path) -> None:
     """Of all attempts together, up to where the next one began: every sample once, as in the undisturbed run."""
     (whole,) = attempts(undisturbed / "log")
-    ends = [*(attempt.start for attempt in tried[1:]), 96]
-    learnt: Counter[tuple[int, int, int]] = Counter()
-    for attempt, end in zip(tried, ends, strict=True):
-        for seen in range(attempt.start, end, GLOBAL_BATCH):
-            learnt.update(attempt.steps[seen])
+    for attempt in tried:
         for seen, samples in attempt.steps.items():
             # Every global batch is the undisturbed run's, also those whose checkpoint came to nothing.
             assert sorted(samples) == sorted(whole.steps[seen])
-    everything = {(epoch, row, k) for epoch in range(2) for row in range(NUM_CHIPS) for k in range(CROPS_PER_CHIP)}
-    assert set(learnt.values()) == {1}
-    assert len(learnt) == 96
-    assert learnt.keys() < everything
+    all_learnt_once(tried)
     # The two samples of the first epoch that were no batch began the second one.
-    assert {sample for sample in everything if sample[0] == 0} < learnt.keys()
     assert sorted({sample[0] for sample in whole.steps[48]}) == [0, 1]
 
     losses, expected = (read_losses(Objects.at(folder)) for folder in (out, undisturbed / "run"))
@@ -182,10 +127,10 @@ def seen_once(tried: Sequence[Attempt], out: Path, undisturbed: Path) -> None:
         assert [step[name] for step in losses] == pytest.approx([step[name] for step in expected], rel=1e-3)
 
 
-def begin_and_lose_rank_and_driver(store: str, cluster: Cluster, out: Path, log: Path) -> None:
+def begin_and_lose_rank_and_driver(store: str, cluster: str, out: Path, log: Path) -> None:
     """Three workers: one dies, is replaced, and then the driver dies."""
     events = [Event(rank=1, at=30), Event(rank=0, at=42, what="stand")]
-    arguments = f"{store!r}, {str(out)!r}, {str(log)!r}, {events!r}, num_workers=3, ray_address={cluster.address!r}"
+    arguments = f"{store!r}, {str(out)!r}, {str(log)!r}, {events!r}, num_workers=3, ray_address={cluster!r}"
     code = f"from tests.training_runs import Event, run; run({arguments}, ema_decay=0.5)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) as driver:
@@ -193,25 +138,6 @@ def begin_and_lose_rank_and_driver(store: str, cluster: Cluster, out: Path, log:
             time.sleep(0.1)
         assert driver.poll() is None, "the run ended before its driver could be killed"
         driver.kill()
-
-
-def take_nodes(cluster: Cluster, nodes: list[object], log: Path) -> None:
-    """Announce that one node will go, as a cloud does; later kill the other, as nobody does on purpose."""
-    wait_for(log / "await_notice-60")
-    drain = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address, "--node-id"]
-    how = [
-        "--reason",
-        "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message",
-        "spot",
-        "--deadline-remaining-seconds",
-        str(NOTICE_S),
-    ]
-    subprocess.run([*drain, nodes[0].node_id, *how], check=True, capture_output=True)
-    time.sleep(NOTICE_S)
-    cluster.remove_node(nodes[0], allow_graceful=False)
-    wait_for(log / "stand-78")
-    cluster.remove_node(nodes[1], allow_graceful=False)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -124,6 +125,22 @@ def attempts(log: Path) -> list[Attempt]:
         for line in lines:
             attempt.steps.setdefault(line["seen"], []).extend(map(tuple, line["samples"]))
     return list(found.values())
+
+
+def all_learnt_once(tried: Sequence[Attempt]) -> None:
+    """Of all attempts together, up to where the next one began: every sample of the run once."""
+    num_samples = NUM_CHIPS * CROPS_PER_CHIP * EPOCHS // GLOBAL_BATCH * GLOBAL_BATCH
+    ends = [*(attempt.start for attempt in tried[1:]), num_samples]
+    learnt: Counter[tuple[int, int, int]] = Counter()
+    for attempt, end in zip(tried, ends, strict=True):
+        for seen in range(attempt.start, end, GLOBAL_BATCH):
+            learnt.update(attempt.steps[seen])
+    everything = {(epoch, row, k) for epoch in range(EPOCHS) for row in range(NUM_CHIPS) for k in range(CROPS_PER_CHIP)}
+    assert set(learnt.values()) == {1}
+    assert len(learnt) == num_samples
+    assert learnt.keys() < everything
+    # What is left over is of the last epoch.
+    assert {sample for sample in everything if sample[0] < EPOCHS - 1} < learnt.keys()
 
 
 def wait_for(path: Path, *, at_most_s: float = 240) -> None:
