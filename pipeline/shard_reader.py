@@ -69,24 +69,14 @@ class ShardReader:
             found = self._opened
         self._chunks = dict(zip(self._specs, concurrently(found, self._specs), strict=True))
 
-    def read(self, row: int, out: ChipArrays, *, y_px: int = 0, size_px: int | None = None) -> None:
-        """Decode one chip into arrays of its shapes, see `scratch`.
-
-        Args:
-            row: Of the chip.
-            out: The arrays.
-            y_px: First line that is needed, and how many, in 10 m pixels; others may be left as they were.
-            size_px: Unset: all lines.
-        """
-        end_px = self._store.layout.side_px if size_px is None else y_px + size_px
-        for name, spec in self._specs.items():
-            self._read(name, row - self._first_row, out[name], (y_px // spec.step_px, end_px // spec.step_px))
+    def read(self, row: int, out: ChipArrays) -> None:
+        """Decode one chip into arrays of its shapes, see `scratch`."""
+        for name in self._specs:
+            self._read(name, row - self._first_row, out[name])
 
     def cut(self, row: int, cuts: Sequence[Cut], size_px: int, scratch: ChipArrays) -> None:
         """Decode one chip once and put its crops of a side, in 10 m pixels, where they go."""
-        top_px = min(y_px for _, _, y_px, _ in cuts)
-        end_px = max(y_px for _, _, y_px, _ in cuts) + size_px
-        self.read(row, scratch, y_px=top_px, size_px=end_px - top_px)
+        self.read(row, scratch)
         for name, spec in self._specs.items():
             pixels = scratch[name]
             for into, place, y_px, x_px in cuts:
@@ -96,7 +86,7 @@ class ShardReader:
         """Arrays to decode into, to be used again and again."""
         return {name: np.empty(spec.shape, spec.dtype) for name, spec in self._specs.items()}
 
-    def _read(self, name: str, place: int, out: NDArray[Any], lines: tuple[int, int]) -> None:
+    def _read(self, name: str, place: int, out: NDArray[Any]) -> None:
         chunks = self._chunks[name]
         if isinstance(chunks, CachedShard):
             try:
@@ -107,7 +97,7 @@ class ShardReader:
                 self._store.cache.cache.forget(chunks)
                 chunks = self._chunks[name] = self._fetched(name, whole=True)
         if isinstance(chunks, ShardFile):
-            chunks.read(place, out, codec=self._store.layout.codec, lines=lines)
+            chunks.read(place, out, codec=self._store.layout.codec)
         else:
             self._decode(name, chunks[place], out)
 

@@ -116,14 +116,11 @@ class ShardFile:
         self.index = read_index(tail, num_chunks)
         self._places: list[tuple[int, int]] = self.index.tolist()
 
-    def read(self, place: int, out: NDArray[Any], *, codec: str, lines: tuple[int, int]) -> None:
-        """Decode a chunk into an array (band, y, x) or (y, x) of its shape.
+    def read(self, place: int, out: NDArray[Any], *, codec: str) -> None:
+        """Decode a chunk into an array of its shape.
 
-        Args:
-            place: In the shard.
-            out: The array.
-            codec: Of the store.
-            lines: First one and one past the last that are needed; others may be left as they were.
+        Whole also where a few of its lines are wanted: every call lets another thread have the interpreter, and a read
+        of each band's lines took longer than one of everything.
         """
         start, length = self._places[place]
         if start == ABSENT:
@@ -132,14 +129,8 @@ class ShardFile:
             encoded = _scratch(length)
             self._fill(encoded, start)
             decode_chunk(encoded, codec=codec, dtype=out.dtype, out=out)
-            return
-        first, stop = lines
-        bands = out.reshape(-1, *out.shape[-2:])
-        line_bytes, band_bytes = bands[0, 0].nbytes, bands[0].nbytes
-        if out.nbytes - len(bands) * (stop - first) * line_bytes < (len(bands) - 1) * _CALL_BYTES:
-            bands, first, stop = bands.reshape(1, -1, bands.shape[-1]), 0, len(bands) * bands.shape[1]
-        for number, band in enumerate(bands):
-            self._fill(band[first:stop].data, start + number * band_bytes + first * line_bytes)
+        else:
+            self._fill(out.data, start)
 
     def _fill(self, out: memoryview, start: int) -> None:
         if os.preadv(self._file, [out], start) != out.nbytes:
@@ -150,9 +141,6 @@ class ShardFile:
         if (file := self.__dict__.pop("_file", None)) is not None:
             os.close(file)
 
-
-_CALL_BYTES: Final = 1 << 14
-"""What is read in the time of a call; a chunk is read in parts where more of it is not wanted."""
 
 _of_thread = threading.local()
 

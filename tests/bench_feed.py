@@ -37,15 +37,16 @@ LITDATA = ("litdata==0.2.76", "lightning-utilities", "tifffile", "boto3", "botoc
            "python-dateutil")  # fmt: skip
 """What it needs and is not here already; torchvision, which it asks for, it does without."""
 
+THROUGH_RAY = {"ray-none": "none", "ray-lz4": "lz4", "ray-lz4-K4": "lz4-K4"}
+"""Each is compared with the same within the process."""
+
 AIMS = (
     ("none", "litdata", 2.0),
     ("none", "memmap", 1.0),
     ("lz4", "litdata", 0.8),
     ("lz4", "memmap", 0.6),
     ("lz4-K4", "litdata", 3.0),
-    ("ray-none", "none", 0.6),
-    ("ray-lz4", "lz4", 0.6),
-    ("ray-lz4-K4", "lz4-K4", 0.6),
+    *((name, other, 0.6) for name, other in THROUGH_RAY.items()),
 )
 
 
@@ -101,7 +102,7 @@ def ask(process: subprocess.Popen[str], line: str) -> dict[str, Any]:
 
 
 def against_others(folder: Path, names: list[str]) -> None:
-    """Measure every way, in turns, and print a table for each side of crops."""
+    """Measure every way, in turns, and print a table for each side of crops: first those without Ray."""
     layout = Layout(has_classes=False)
     chips = make_chips(NUM_CHIPS, layout)
     for name, pixels in chips.items():
@@ -110,24 +111,28 @@ def against_others(folder: Path, names: list[str]) -> None:
     write_long_store(str(folder / "none.zarr"), Layout(has_classes=False, codec="none"), chips, NUM_ROWS)
     del chips
     sys.stdout.write(f"{NUM_CHIPS} chips of 264 px, compressed {ratio:.2f} to 1 with lz4\n")
-    seen: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
-    with ExitStack() as stack:
-        ours = [name for name in WAYS if not names or name in names]
-        alone = {name: [sys.executable, "-m", "tests.feed_ways", name, str(folder), str(NUM_ROWS)] for name in ours}
-        if (not names or "litdata" in names) and (python := litdata_python(folder / "litdata-environment")):
-            alone["litdata"] = [str(python), str(ROOT / "tests/litdata_feed.py"), str(folder), str(NUM_ROWS)]
-        running = {name: stack.enter_context(answering(command)) for name, command in alone.items()}
-        rng = np.random.default_rng(0)
-        for number in range(ROUNDS + 1):
-            for crop_px in CROPS_PX:
-                for name in rng.permutation(list(running)).tolist():
-                    answer = ask(running[name], str(crop_px))
-                    sys.stderr.write(f"round {number}: {name}, {crop_px} px: {answer}\n")
-                    # The first time processes start and memory is filled.
-                    if number:
-                        seen[name, crop_px].append(answer | {"load": os.getloadavg()[0]})
-    for crop_px in CROPS_PX:
-        show(crop_px, {name: seen[name, crop_px] for name in running})
+    wanted = [name for name in (*WAYS, "litdata") if not names or name in names]
+    commands = {name: [sys.executable, "-m", "tests.feed_ways", name, str(folder), str(NUM_ROWS)] for name in WAYS}
+    if "litdata" in wanted and (python := litdata_python(folder / "litdata-environment")):
+        commands["litdata"] = [str(python), str(ROOT / "tests/litdata_feed.py"), str(folder), str(NUM_ROWS)]
+    of_ray = [name for name in wanted if name in THROUGH_RAY]
+    # Clusters that wait for their turn are not idle: what has none is measured without them beside it.
+    for together in ([name for name in wanted if name not in of_ray], [THROUGH_RAY[name] for name in of_ray] + of_ray):
+        seen: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+        with ExitStack() as stack:
+            running = {name: stack.enter_context(answering(commands[name])) for name in together if name in commands}
+            rng = np.random.default_rng(0)
+            for number in range(ROUNDS + 1):
+                for crop_px in CROPS_PX:
+                    for name in rng.permutation(list(running)).tolist():
+                        answer = ask(running[name], str(crop_px))
+                        sys.stderr.write(f"round {number}: {name}, {crop_px} px: {answer}\n")
+                        # The first time processes start and memory is filled.
+                        if number:
+                            seen[name, crop_px].append(answer | {"load": os.getloadavg()[0]})
+        for crop_px in CROPS_PX:
+            if running:
+                show(crop_px, {name: seen[name, crop_px] for name in running})
 
 
 def show(crop_px: int, seen: dict[str, list[dict[str, float]]]) -> None:
