@@ -27,7 +27,7 @@ import ray
 from jobs.build_dataset import BuildDataset
 from jobs.build_dataset import main as build
 from jobs.support.checkpoint_scores import flat_scores, read_scores
-from jobs.support.pretraining import read_losses, samples_seen
+from jobs.support.pretraining import read_losses
 from jobs.support.settings import parse
 from pipeline.objects import Objects
 from pipeline.simulation.archive import write_archive
@@ -35,6 +35,7 @@ from pipeline.simulation.profiles import PROFILES
 from pipeline.simulation.server import StacServer
 from pipeline.versions import latest_sealed
 from tests.real_scenes import CELL_M, write_real_archive
+from tests.training_runs import samples_kept
 
 DEMO = PROFILES["demo"]
 SIDE_PX = CELL_M // 10
@@ -115,7 +116,7 @@ def train(folder: Path, stores: list[dict[str, object]]) -> None:
     while True:
         with subprocess.Popen(command, start_new_session=True) as job:
             while kills and job.poll() is None:
-                if samples_seen(out) < kills[0]:
+                if samples_kept(out.url) < kills[0]:
                     time.sleep(1.0)
                     continue
                 done.mkdir(exist_ok=True)

@@ -15,9 +15,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jobs.support.failures import failures
-from jobs.support.pretraining import samples_seen
 from pipeline.objects import Objects
-from tests.training_runs import Event, all_learnt_once, attempts, run, wait_for, write_chips
+from tests.training_runs import Event, all_learnt_once, attempts, run, samples_kept, wait_for, write_chips
 
 pytestmark = [
     pytest.mark.slow,
@@ -85,7 +84,7 @@ def take_nodes(cluster: Cluster, out: Path, log: Path) -> None:
     deadline = ["--deadline-remaining-seconds", str(DEADLINE_S)]
     subprocess.run([*drain, *what, *deadline], check=True, capture_output=True)
     wait_for(log / "stand-42")
-    while samples_seen(Objects.at(out)) < 42:
+    while samples_kept(str(out)) < 42:
         time.sleep(0.1)
     cluster.remove_node(taken, allow_graceful=False)
     wait_for(log / "stand-54")

@@ -100,13 +100,13 @@ def test_every_sample_is_seen_once_through_deaths_of_ranks_and_driver_on_changin
 
     begin_and_lose_rank_and_driver(store, cluster, out, log)
 
-    # Two go on; one of them dies, and its run with it. One takes it to the end.
+    # Two go on; one of them dies, and its run with it. Three take it to the end.
     with pytest.raises(JobError, match="a worker or its node died"):
         run(store, str(out), str(log), [Event(rank=1, at=66)], num_workers=2, max_failures=0, ema_decay=0.5)
-    run(store, str(out), str(log), [], num_workers=1, ema_decay=0.5)
+    run(store, str(out), str(log), [], num_workers=3, ema_decay=0.5)
     assert json.loads((out / "run.json").read_text())["results"]["samples_left_over"] == 4
     tried = attempts(log)
-    assert [(attempt.start, attempt.world) for attempt in tried] == [(0, 3), (24, 3), (36, 2), (60, 1)]
+    assert [(attempt.start, attempt.world) for attempt in tried] == [(0, 3), (24, 3), (36, 2), (60, 3)]
     seen_once(tried, out, undisturbed)
 
 

@@ -84,7 +84,7 @@ def tapped(log: Path, out: str, events: Sequence[Event]) -> Callable[[dict[str, 
             for who, at, what in plain:
                 flag = log / f"{what}-{at}"
                 if (who, at) == (rank, seen) and not flag.exists():
-                    while samples_seen(Objects.at(out)) < at // EVERY * EVERY:
+                    while samples_kept(out) < at // EVERY * EVERY:
                         time.sleep(0.1)
                     flag.touch()
                     while what == "await_notice" and not get_train_context().preemption_context.preemption_info:
@@ -141,6 +141,14 @@ def all_learnt_once(tried: Sequence[Attempt]) -> None:
     assert learnt.keys() < everything
     # What is left over is of the last epoch.
     assert {sample for sample in everything if sample[0] < EPOCHS - 1} < learnt.keys()
+
+
+def samples_kept(out: str) -> int:
+    """Samples seen at the newest checkpoint, for who asks again and again: Ray rewrites the list while it is read."""
+    try:
+        return samples_seen(Objects.at(out))
+    except (OSError, ValueError):
+        return 0
 
 
 def wait_for(path: Path, *, at_most_s: float = 240) -> None:
