@@ -17,9 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -118,21 +118,27 @@ def against_others(folder: Path, names: list[str]) -> None:
     of_ray = [name for name in wanted if name in THROUGH_RAY]
     # Clusters that wait for their turn are not idle: what has none is measured without them beside it.
     for together in ([name for name in wanted if name not in of_ray], [THROUGH_RAY[name] for name in of_ray] + of_ray):
-        seen: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
-        with ExitStack() as stack:
-            running = {name: stack.enter_context(answering(commands[name])) for name in together if name in commands}
-            rng = np.random.default_rng(0)
-            for number in range(ROUNDS + 1):
-                for crop_px in CROPS_PX:
-                    for name in rng.permutation(list(running)).tolist():
-                        answer = ask(running[name], str(crop_px))
-                        sys.stderr.write(f"round {number}: {name}, {crop_px} px: {answer}\n")
-                        # The first time processes start and memory is filled.
-                        if number:
-                            seen[name, crop_px].append(answer | {"load": os.getloadavg()[0]})
-        for crop_px in CROPS_PX:
-            if running:
-                show(crop_px, {name: seen[name, crop_px] for name in running})
+        seen = in_turns({name: commands[name] for name in together if name in commands})
+        for crop_px, runs in seen.items():
+            show(crop_px, runs)
+
+
+def in_turns(commands: dict[str, list[str]]) -> dict[int, dict[str, list[dict[str, float]]]]:
+    """What each way answered in every round but the first, by the side of the crops and by its name."""
+    if not commands:
+        return {}
+    seen: dict[int, dict[str, list[dict[str, float]]]] = {side: {name: [] for name in commands} for side in CROPS_PX}
+    rng = np.random.default_rng(0)
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(answering(command)) for name, command in commands.items()}
+        for number in range(ROUNDS + 1):
+            for crop_px, name in product(CROPS_PX, rng.permutation(list(running)).tolist()):
+                answer = ask(running[name], str(crop_px))
+                sys.stderr.write(f"round {number}: {name}, {crop_px} px: {answer}\n")
+                # The first time processes start and memory is filled.
+                if number:
+                    seen[crop_px][name].append(answer | {"load": os.getloadavg()[0]})
+    return seen
 
 
 def show(crop_px: int, seen: dict[str, list[dict[str, float]]]) -> None:

@@ -128,7 +128,14 @@ def attempts(log: Path) -> list[Attempt]:
 
 
 def all_learnt_once(tried: Sequence[Attempt]) -> None:
-    """Of all attempts together, up to where the next one began: every sample of the run once."""
+    """Of all attempts together, up to where the next one began: every sample of the run once.
+
+    What one has learnt in vain, another learns in the same global batches.
+    """
+    batches: dict[int, list[tuple[int, int, int]]] = {}
+    for attempt in tried:
+        for seen, samples in attempt.steps.items():
+            assert sorted(samples) == batches.setdefault(seen, sorted(samples))
     num_samples = NUM_CHIPS * CROPS_PER_CHIP * EPOCHS // GLOBAL_BATCH * GLOBAL_BATCH
     ends = [*(attempt.start for attempt in tried[1:]), num_samples]
     learnt: Counter[tuple[int, int, int]] = Counter()
