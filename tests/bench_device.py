@@ -2,6 +2,8 @@
 
 Steps are whole ones: preparing the store's integers, forward, backward and optimizer, in bfloat16. Batches that do not
 fit are halved. The share of the peak counts the model's own operations (`model/flops.py`) against dense bfloat16.
+Beside it: what preparing a batch takes of a step, which attention kernel is fastest, and what bfloat16 and compiling
+change in encodings, losses and gradients.
 
 Example:
     python -m tests.bench_model gpu
@@ -23,11 +25,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from jobs.support.device_peaks import peak_of
+from model.augmentation import PAPER_SIDES_PX
 from model.croma import CONFIGS, Croma, CromaConfig, CromaPretraining
 from model.flops import TRAINING_FACTOR, inference_flops, pretraining_flops
 from model.masking import num_kept
+from model.memory import training_memory
 from model.normalisation import SSL4EO_S12
-from model.training import StepSettings, build_optimizer, train_step
+from model.preprocessing import prepare
+from model.training import StepSettings, accumulate_gradients, build_optimizer, pretraining_inputs, train_step
 
 BACKENDS: Final = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -178,7 +183,61 @@ def attention_seconds(
     return {name: seconds(backend) for name, backend in BACKENDS.items()}
 
 
-def lines(device: torch.device, sizes: list[str], peak_flops: float | None, *, seconds: float = 5.0) -> Iterator[str]:
+def preparing_seconds(samples: int, window_px: int, device: torch.device, *, repeat: int = 20) -> float:
+    """From the store's integers to normalised, turned and masked input at 120 px; of larger windows, scaled as well."""
+    settings = StepSettings(seed=0, scale_sides_px=PAPER_SIDES_PX if window_px > 120 else None)
+    batch = batch_of(samples, window_px, device)
+
+    def prepare() -> object:
+        return pretraining_inputs(batch, patch_px=8, normalisation=SSL4EO_S12, settings=settings)
+
+    _timed(prepare, 2, device)
+    return _timed(prepare, repeat, device) / repeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Of a way to compute from eager float32: norms of differences over norms of what is compared."""
+
+    encodings: float
+    """Joint ones, of whole images."""
+
+    loss: float
+    gradient: float
+    """All parameters' as one vector."""
+
+
+def numerics(config: CromaConfig, device: torch.device, *, samples: int = 32) -> dict[str, Difference]:
+    """What bfloat16 and compiling change: the same weights, samples and masks, by way of computing."""
+    torch.manual_seed(0)
+    model, batch = CromaPretraining(config).to(device), batch_of(samples, 120, device)
+    optical, radar = prepare(batch, SSL4EO_S12)
+
+    def computed(backend: str | None, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:
+        torch.compiler.reset()
+        run, encode = (torch.compile(each, backend=backend) if backend else each for each in (model, model.croma))
+        model.zero_grad()
+        settings = StepSettings(seed=0, bfloat16=bfloat16)
+        losses = accumulate_gradients(run, batch, normalisation=SSL4EO_S12, settings=settings)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            encodings = encode(optical, radar)["joint_encodings"].double()
+        gradient = torch.cat([each.grad.double().flatten() for each in model.parameters() if each.grad is not None])
+        return encodings, losses.total.double(), gradient
+
+    exact = computed(None, False)
+    ways = {
+        "eager bfloat16": (None, True),
+        "inductor float32": ("inductor", False),
+        "inductor bfloat16": ("inductor", True),
+    }
+    found = {}
+    for name, way in ways.items():
+        apart = (((a - b).norm() / b.norm()).item() for a, b in zip(computed(*way), exact, strict=True))
+        found[name] = Difference(**dict(zip(("encodings", "loss", "gradient"), apart, strict=True)))
+    return found
+
+
+def lines(device: torch.device, sizes: list[str], peak_flops: float | None, *, seconds: float = 3.0) -> Iterator[str]:
     """The whole report, line by line as it is measured."""
     yield f"{'bfloat16':44} {'samples/s':>10} {'of peak':>8} {'aim':>6} {'MiB':>8} {'first call':>11}"
     for size in sizes:
@@ -192,6 +251,11 @@ def lines(device: torch.device, sizes: list[str], peak_flops: float | None, *, s
                 yield f"{title:44} {found.samples_per_s:10.0f} {share:>8} {aim:>6} {memory:>8} {found.first_s:9.1f} s"
                 if what == "pretraining":
                     yield from (f"    {part:6.1%}  {name[:90]}" for name, part in where_time_goes(case, device))
+                    for window_px in (120, 180):
+                        part = preparing_seconds(case.batch, window_px, device) * found.samples_per_s / case.batch
+                        yield f"    {part:6.1%}  as long as a step takes preparing its batch of {window_px} px"
+                    counted = training_memory(case.config, image_px=120, batch=case.batch).total / 2**20
+                    yield f"    {counted:6.0f}  MiB by the count that a dry run goes by"
         config, num_patches = CONFIGS[size], (120 // CONFIGS[size].patch_px) ** 2
         for tokens, shared in ((num_kept(num_patches, 0.75), False), (num_patches, True)):
             for head_width in (config.width // config.heads, 64):
@@ -200,16 +264,21 @@ def lines(device: torch.device, sizes: list[str], peak_flops: float | None, *, s
                     f"{name} {'none' if s is None else f'{1e3 * s:.2f} ms'}" for name, s in found_s.items()
                 )
                 yield f"attention, {tokens} tokens, heads of {head_width}, batch 256: {told}"
+        for way, apart in numerics(config, device).items():
+            yield (
+                f"{size}, {way} against eager float32, relative: encodings {apart.encodings:.1e}, "
+                f"loss {apart.loss:.1e}, gradient {apart.gradient:.1e}"
+            )
 
 
-def main() -> None:
-    """Base and large on the GPU at hand."""
+def main(sizes: list[str]) -> None:
+    """Models of these sizes on the GPU at hand."""
     if not torch.cuda.is_available():
         sys.stdout.write("no GPU here: nothing measured\n")
         return
     device, name = torch.device("cuda"), torch.cuda.get_device_name()
     sys.stdout.write(f"{name}, torch {torch.__version__}\n")
-    for line in lines(device, ["base", "large"], peak_of(device)):
+    for line in lines(device, sizes, peak_of(device)):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 

@@ -6,7 +6,7 @@ wheel in TORCHGEO_WHEEL (`pip download --no-deps torchgeo==0.8.1`). `gpu` alone 
 
 Example:
     TORCHGEO_WHEEL=torchgeo-0.8.1-py3-none-any.whl python -m tests.bench_model
-    python -m tests.bench_model gpu
+    python -m tests.bench_model gpu base
 """
 
 from __future__ import annotations
@@ -167,10 +167,10 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Measure what the arguments name (inference, 504, pretraining, preprocessing, gpu), or all but the GPU."""
+    """Measure what the arguments name (inference, 504, pretraining, preprocessing), or all; or gpu [base] [large]."""
     wanted = set(sys.argv[1:]) or {"inference", "504", "pretraining", "preprocessing"}
-    if wanted == {"gpu"}:
-        bench_device.main()
+    if "gpu" in wanted:
+        bench_device.main([size for size in ("base", "large") if size in wanted or len(wanted) == 1])
         return
     torch.set_num_threads(THREADS)
     if not Path(os.environ.get("TORCHGEO_WHEEL", "")).is_file():

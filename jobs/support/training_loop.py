@@ -111,12 +111,12 @@ def _train(plan: dict[str, Any]) -> None:
     steps: list[dict[str, float]] = []
     shards: list[Tensor] = []
     own = _own_batches(plan, rank, world, seen)
+    began = time.monotonic()
     while seen < total:
         epoch = course.epoch_of(seen)
         num_steps = (course.seen_after(epoch + 1) - seen) // plan["global_batch"]
         for batch, waited_s in islice(own, num_steps) if own else _batches(size):
             _check_positions(batch["position"], seen + rank * size, size)
-            start = time.monotonic()
             rate = learning_rate(
                 seen,
                 peak=plan["peak_learning_rate"],
@@ -135,7 +135,9 @@ def _train(plan: dict[str, Any]) -> None:
                 if average:
                     average.update(pretraining, num_samples=plan["global_batch"], seen=seen)
             shards.append((batch["row"] // plan["shard_chips"]).unique())
-            speed = speed_of(waited_s, time.monotonic() - start, size * world, flops, peak)
+            # From step to step: on a GPU the optimizer still works when a step has returned.
+            now = time.monotonic()
+            speed, began = speed_of(waited_s, now - began - waited_s, size * world, flops, peak), now
             steps.append({"samples": seen, "epoch": epoch, **speed, **values})
             # Every rank asks after every step, also where a checkpoint is due anyhow.
             if notice.is_new() or checkpoint_due(seen, course, plan):
@@ -154,6 +156,7 @@ def _train(plan: dict[str, Any]) -> None:
                 evaluated = evaluation_due(seen, seen - len(steps) * plan["global_batch"], total, plan)
                 _report(pretraining, normalisation, state, means, rank=rank, evaluated=evaluated)
                 steps, shards = [], []
+                began = time.monotonic()
         if seen != course.seen_after(epoch + 1):
             raise PositionError(f"epoch {epoch} ended after {seen} samples instead of {course.seen_after(epoch + 1)}")
 
@@ -219,15 +222,12 @@ def samples_in(checkpoint_name: str) -> int:
 
 def _batches(batch_size: int) -> Iterator[tuple[dict[str, Tensor], float]]:
     """This worker's batches of one epoch on its device, each with the seconds it was waited for."""
+    start = time.monotonic()
     shard = ray.train.get_dataset_shard(TRAINING)
     batches = iter(shard.iter_torch_batches(batch_size=batch_size, device=get_device(), drop_last=False))
-    while True:
-        start = time.monotonic()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
+    while (batch := next(batches, None)) is not None:
         yield batch, time.monotonic() - start
+        start = time.monotonic()
 
 
 def _own_batches(
