@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from model.alibi import distance_bias, grid_bias, patch_positions
 from model.decoder import Decoder
-from model.layers import Encoder, FeedForward, JointEncoder, in_matmul_dtype, initialise, patchify, to_map
+from model.layers import (
+    Encoder,
+    EncoderLayer,
+    FeedForward,
+    JointEncoder,
+    JointLayer,
+    in_matmul_dtype,
+    initialise,
+    patchify,
+    to_map,
+)
 from model.losses import (
     ContrastiveGradient,
     Losses,
@@ -247,6 +257,16 @@ class CromaPretraining(nn.Module):
             idle += [self.croma.joint_encoder, self.decoder]
         for unused in idle:
             unused.requires_grad_(False)
+
+    def compile_layers(self, backend: str) -> None:
+        """Compile each layer in place, one program for all of a kind; to be done before any forward pass.
+
+        The whole model in one graph (`torch.compile`) takes several times as long to compile, and lets gradients go to
+        other ranks only when its whole backward pass is over.
+        """
+        for layer in self.modules():
+            if isinstance(layer, EncoderLayer | JointLayer):
+                layer.compile(backend=backend)
 
     def forward(
         self, optical: Tensor, radar: Tensor, masks: Masks, gradient: ContrastiveGradient | None = None

@@ -53,6 +53,9 @@ class Case:
     backend: str | None = None
     """Of torch.compile; None runs eagerly."""
 
+    whole: bool = False
+    """Compile the model in one graph; else, as jobs do in pretraining, layer by layer."""
+
     @property
     def flops(self) -> int:
         """Of one sample."""
@@ -99,10 +102,13 @@ def step_of(case: Case, device: torch.device) -> Callable[[], object]:
     if case.what == "pretraining":
         model = CromaPretraining(case.config).to(device).train()
         optimizer, batch = build_optimizer(model), batch_of(case.batch, case.image_px, device)
-        run = torch.compile(model, backend=case.backend) if case.backend else model
+        if case.backend and case.whole:
+            model.compile(backend=case.backend)
+        elif case.backend:
+            model.compile_layers(case.backend)
         settings = StepSettings(seed=0, bfloat16=True)
         return lambda: train_step(
-            run, batch, optimizer, normalisation=SSL4EO_S12, settings=settings, learning_rate=1e-4
+            model, batch, optimizer, normalisation=SSL4EO_S12, settings=settings, learning_rate=1e-4
         )
     croma = Croma(case.config).to(device).eval()
     encode = torch.compile(croma, backend=case.backend) if case.backend else croma
@@ -210,25 +216,27 @@ class Difference:
 def numerics(config: CromaConfig, device: torch.device, *, samples: int = 32) -> dict[str, Difference]:
     """What bfloat16 and compiling change: the same weights, samples and masks, by way of computing."""
     torch.manual_seed(0)
-    model, batch = CromaPretraining(config).to(device), batch_of(samples, 120, device)
+    weights, batch = CromaPretraining(config).state_dict(), batch_of(samples, 120, device)
     optical, radar = prepare(batch, SSL4EO_S12)
 
     def computed(backend: str | None, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:
         torch.compiler.reset()
-        run, encode = (torch.compile(each, backend=backend) if backend else each for each in (model, model.croma))
-        model.zero_grad()
+        model = CromaPretraining(config).to(device)
+        model.load_state_dict(weights)
+        if backend:
+            model.compile_layers(backend)
         settings = StepSettings(seed=0, bfloat16=bfloat16)
-        losses = accumulate_gradients(run, batch, normalisation=SSL4EO_S12, settings=settings)
+        losses = accumulate_gradients(model, batch, normalisation=SSL4EO_S12, settings=settings)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            encodings = encode(optical, radar)["joint_encodings"].double()
+            encodings = model.croma(optical, radar)["joint_encodings"].double()
         gradient = torch.cat([each.grad.double().flatten() for each in model.parameters() if each.grad is not None])
         return encodings, losses.total.double(), gradient
 
     exact = computed(None, False)
     ways = {
         "eager bfloat16": (None, True),
-        "inductor float32": ("inductor", False),
-        "inductor bfloat16": ("inductor", True),
+        "layers, float32": ("inductor", False),
+        "layers, bfloat16": ("inductor", True),
     }
     found = {}
     for name, way in ways.items():
@@ -237,38 +245,54 @@ def numerics(config: CromaConfig, device: torch.device, *, samples: int = 32) ->
     return found
 
 
-def lines(device: torch.device, sizes: list[str], peak_flops: float | None, *, seconds: float = 3.0) -> Iterator[str]:
-    """The whole report, line by line as it is measured."""
-    yield f"{'bfloat16':44} {'samples/s':>10} {'of peak':>8} {'aim':>6} {'MiB':>8} {'first call':>11}"
-    for size in sizes:
-        for what, aim in (("pretraining", "45 %"), ("inference", "45 %")):
-            for backend in (None, "inductor"):
-                case = Case(config=CONFIGS[size], what=what, batch=1024, backend=backend)
-                case, found = fitting(case, device, seconds=seconds)
-                share = f"{found.flops_per_s / peak_flops:.1%}" if peak_flops else "?"
-                memory = "?" if found.memory_bytes is None else f"{found.memory_bytes / 2**20:.0f}"
-                title = f"{size}, {what}, batch {case.batch}, {backend or 'eager'}"
-                yield f"{title:44} {found.samples_per_s:10.0f} {share:>8} {aim:>6} {memory:>8} {found.first_s:9.1f} s"
-                if what == "pretraining":
-                    yield from (f"    {part:6.1%}  {name[:90]}" for name, part in where_time_goes(case, device))
-                    for window_px in (120, 180):
-                        part = preparing_seconds(case.batch, window_px, device) * found.samples_per_s / case.batch
-                        yield f"    {part:6.1%}  as long as a step takes preparing its batch of {window_px} px"
-                    counted = training_memory(case.config, image_px=120, batch=case.batch).total / 2**20
-                    yield f"    {counted:6.0f}  MiB by the count that a dry run goes by"
-        config, num_patches = CONFIGS[size], (120 // CONFIGS[size].patch_px) ** 2
-        for tokens, shared in ((num_kept(num_patches, 0.75), False), (num_patches, True)):
-            for head_width in (config.width // config.heads, 64):
-                found_s = attention_seconds(tokens, 256, config.heads, head_width, device, shared_bias=shared)
-                told = ", ".join(
-                    f"{name} {'none' if s is None else f'{1e3 * s:.2f} ms'}" for name, s in found_s.items()
-                )
-                yield f"attention, {tokens} tokens, heads of {head_width}, batch 256: {told}"
-        for way, apart in numerics(config, device).items():
-            yield (
-                f"{size}, {way} against eager float32, relative: encodings {apart.encodings:.1e}, "
-                f"loss {apart.loss:.1e}, gradient {apart.gradient:.1e}"
-            )
+def speed_lines(case: Case, device: torch.device, peak_flops: float | None, *, seconds: float = 3.0) -> Iterator[str]:
+    """How fast a case is with the largest batch that fits; of pretraining, also where the time goes."""
+    case, found = fitting(case, device, seconds=seconds)
+    share = f"{found.flops_per_s / peak_flops:.1%}" if peak_flops else "?"
+    memory = "?" if found.memory_bytes is None else f"{found.memory_bytes / 2**20:.0f}"
+    how = "eager" if case.backend is None else f"{case.backend}, {'whole' if case.whole else 'layers'}"
+    title = f"{case.what}, batch {case.batch}, {how}"
+    yield f"{title:44} {found.samples_per_s:10.0f} {share:>8} {memory:>8} {found.first_s:9.1f} s"
+    if case.what == "inference":
+        return
+    yield from (f"    {part:6.1%}  {name[:90]}" for name, part in where_time_goes(case, device))
+    for window_px in (120, 180):
+        part = preparing_seconds(case.batch, window_px, device) * found.samples_per_s / case.batch
+        yield f"    {part:6.1%}  as long as a step takes preparing its batch of {window_px} px"
+    counted = training_memory(case.config, image_px=120, batch=case.batch).total / 2**20
+    yield f"    {counted:6.0f}  MiB by the count that a dry run goes by"
+
+
+def attention_lines(config: CromaConfig, device: torch.device) -> Iterator[str]:
+    """Which kernel is fastest for the attention of visible patches, and of whole images."""
+    num_patches = (120 // config.patch_px) ** 2
+    for tokens, shared in ((num_kept(num_patches, 0.75), False), (num_patches, True)):
+        for head_width in (config.width // config.heads, 64):
+            found_s = attention_seconds(tokens, 256, config.heads, head_width, device, shared_bias=shared)
+            told = ", ".join(f"{name} {'none' if s is None else f'{1e3 * s:.2f} ms'}" for name, s in found_s.items())
+            yield f"attention, {tokens} tokens, heads of {head_width}, batch 256: {told}"
+
+
+def numerics_lines(config: CromaConfig, device: torch.device) -> Iterator[str]:
+    """What bfloat16 and compiling change."""
+    for way, apart in numerics(config, device).items():
+        yield (
+            f"{way} against eager float32, relative: encodings {apart.encodings:.1e}, loss {apart.loss:.1e}, "
+            f"gradient {apart.gradient:.1e}"
+        )
+
+
+def lines(device: torch.device, size: str, peak_flops: float | None) -> Iterator[str]:
+    """The whole report on a size, line by line as it is measured."""
+    config = CONFIGS[size]
+    yield f"{size + ', bfloat16':44} {'samples/s':>10} {'of peak':>8} {'MiB':>8} {'first call':>11}"
+    step, pass_ = (Case(config=config, what=what, batch=1024) for what in ("pretraining", "inference"))
+    cases = (step, pass_, replace(step, backend="inductor"), replace(pass_, backend="inductor", whole=True),
+             replace(step, backend="inductor", whole=True))  # fmt: skip
+    for case in cases:
+        yield from speed_lines(case, device, peak_flops)
+    yield from attention_lines(config, device)
+    yield from numerics_lines(config, device)
 
 
 def main(sizes: list[str]) -> None:
@@ -278,9 +302,10 @@ def main(sizes: list[str]) -> None:
         return
     device, name = torch.device("cuda"), torch.cuda.get_device_name()
     sys.stdout.write(f"{name}, torch {torch.__version__}\n")
-    for line in lines(device, sizes, peak_of(device)):
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+    for size in sizes:
+        for line in lines(device, size, peak_of(device)):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
 
 def _timed(call: Callable[[], object], rounds: int, device: torch.device) -> float:

@@ -54,7 +54,7 @@ WAYS: Final[Mapping[str, Sequence[str]]] = {
 
 
 def run(name: str, store: Path, folder: Path) -> str:
-    """One run to its end; a line of what it was like."""
+    """One run to its end, and what it was like."""
     out = folder / name
     command = [
         sys.executable, str(ROOT / "jobs/pretrain.py"), f"store={store}", f"out={out}", f"size={SIZE}",
@@ -67,7 +67,11 @@ def run(name: str, store: Path, folder: Path) -> str:
     took_s = time.monotonic() - begun
     if ran.returncode:
         return f"{name}: failed\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
-    steps = read_losses(Objects.at(str(out)))
+    return line(name, read_losses(Objects.at(str(out))), took_s)
+
+
+def line(name: str, steps: Sequence[Mapping[str, float]], took_s: float) -> str:
+    """What a run was like."""
     warm = steps[WARM_STEPS:]
     starts = [at for at, step in enumerate(steps) if at >= WARM_STEPS and step["epoch"] != steps[at - 1]["epoch"]]
     within = [step for at, step in enumerate(steps) if at >= WARM_STEPS and at not in starts]

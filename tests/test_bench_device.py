@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 SMALL = Case(config=TINY, what="pretraining", batch=2, image_px=24)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", r"ignore:The \.grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize(("what", "backend"), [("pretraining", None), ("pretraining", "eager"), ("inference", "eager")])
 def test_speed_and_operations_belong_together(what: str, backend: str | None) -> None:
     case = replace(SMALL, what=what, backend=backend)

@@ -222,13 +222,16 @@ def test_bfloat16_in_parts_stays_close_to_the_whole() -> None:
         assert (gradient - parts[1][name]).norm() <= 0.05 * gradient.norm() + 1e-6, name
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("in_place", [True, False])
-def test_a_compiled_model_takes_the_same_steps_in_parts(in_place: bool) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", r"ignore:The \.grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("way", ["layers", "in place", "wrapped"])
+def test_a_compiled_model_takes_the_same_steps_in_parts(way: str) -> None:
     torch.compiler.reset()
     settings = StepSettings(seed=1, micro_batch=4, max_logit_scale=2.0)
-    compiled: torch.nn.Module = new_model()
-    if in_place:
+    model = new_model()
+    compiled: torch.nn.Module = model
+    if way == "layers":
+        model.compile_layers("eager")
+    elif way == "in place":
         compiled.compile(backend="eager")
     else:
         compiled = torch.compile(compiled, backend="eager")

@@ -143,12 +143,15 @@ def _train(plan: dict[str, Any]) -> None:
             if notice.is_new() or checkpoint_due(seen, course, plan):
                 for step, number in zip(steps, shards_over_ranks(shards), strict=True):
                     step["shards"] = number
-                steps[-1] |= measured_health(pretraining, batch, normalisation=normalisation, settings=step_settings)
+                # Other numbers of samples, and whole images, would be compiled for the few times that they come.
+                with torch.compiler.set_stance("force_eager"):
+                    health = measured_health(pretraining, batch, normalisation=normalisation, settings=step_settings)
+                    if rank == 0:
+                        shown = average.model if average else pretraining
+                        looks.write(shown, normalisation, seen, last=seen == total)
+                steps[-1] |= health
                 means = write_losses(plan["losses_url"], steps, rank=rank, total=total)
                 means |= cache.since_last(say=context.get_local_rank() == 0)
-                if rank == 0:
-                    shown = average.model if average else pretraining
-                    looks.write(shown, normalisation, seen, last=seen == total)
                 facts = {name: plan[name] for name in ("order", "origin", "ema_decay")}
                 state = {"optimizer": optimizer.state_dict(), "samples_seen": seen, "skipped": skipped.count, **facts}
                 if average:
@@ -173,8 +176,7 @@ def _new_model(plan: Mapping[str, Any]) -> CromaPretraining:
     pretraining = CromaPretraining(CONFIGS[plan["size"]], Objective(**plan.get("objective", {})))
     pretraining.croma.recompute_activations(plan.get("recompute", False))
     if (backend := plan.get("compile", "off")) != "off":
-        # In place: a wrapper would give the weights other names.
-        pretraining.compile(backend=backend)
+        pretraining.compile_layers(backend)
     return pretraining
 
 
