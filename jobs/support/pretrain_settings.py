@@ -145,8 +145,8 @@ class TrainingSettings(JobSettings):
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
 
     compile: Literal["off", "inductor", "aot_eager"] = "off"
-    """Compile the model with torch.compile: inductor fuses operations, needs a C++ compiler on the workers and minutes
-    at the start; aot_eager only traces, to tell one's faults from the other's."""
+    """Compile the model's layers with torch.compile: inductor fuses operations, needs a C compiler on the workers (for
+    CPUs a C++ one) and some 20 seconds at the start; aot_eager only traces, to tell one's faults from the other's."""
 
     max_logit_scale: float | None = Field(default=None, gt=0)
     """Keep the log of the inverse temperature at or below this; ln 100 = 4.6 is usual. Unset: free."""
