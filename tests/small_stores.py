@@ -25,6 +25,7 @@ from pipeline.types import ChipArrays
 from pipeline.versions import Version, begin
 
 SMALL = CromaConfig(width=32, optical_depth=2, radar_depth=1, joint_depth=1, heads=2, decoder_width=16, decoder_heads=2)
+BLOCK_CELLS = 4
 MOMENT = datetime(2023, 7, 1, 10, tzinfo=UTC)
 
 
@@ -96,7 +97,7 @@ def _manifest_row(row: int, candidate: Candidate, shard_chips: int) -> dict[str,
         "row": row,
         "shard": row // shard_chips,
         "unit": f"unit-{row}",
-        "block": "block",
+        "block": f"{candidate.cell.epsg}_{candidate.cell.column // BLOCK_CELLS}_{candidate.cell.row // BLOCK_CELLS}",
         "cell": cell.id,
         "epsg": cell.epsg,
         "column": cell.column,

@@ -26,6 +26,7 @@ from pipeline.positions import plan_pieces
 from pipeline.shard_cache import ShardCache
 from pipeline.sources import Source, Sources, choose_all
 from pipeline.store import StoreError
+from pipeline.versions import Version
 from tests.sample_chips import LAYOUT, make_chip
 from tests.small_stores import Candidate, write_store
 
@@ -80,14 +81,24 @@ def test_two_stores_by_weight_are_trained_on_through_a_cache(two: tuple[Source, 
     chosen, sources = choose_all(two, ChipFilter(orbit="ascending"), split="train"), Sources(two)
     rows = np.concatenate([sources.rows_of(number, each.rows) for number, each in enumerate(chosen)])
     order = SampleOrder(global_batch=6, parts=parts)
-    shards = []
+    shards, blocks = [], []
+    block_of = {}
+    for number, each in enumerate(two):
+        manifest = Version(each.url, each.version).manifest(columns=["row", "block"])
+        of_rows = zip(
+            sources.rows_of(number, manifest["row"].to_numpy()).tolist(), manifest["block"].to_pylist(), strict=True
+        )
+        block_of |= {row: (number, block) for row, block in of_rows}
     for epoch in range(2):
         pieces = plan_pieces(rows, shard_chips=sources.layout.shard_chips, order=order, epoch=epoch)
         planned = np.concatenate([piece.samples(order) for piece in pieces])
         of_store = Counter(sources.origin(row)[0] for row, _ in planned.tolist())
         assert [of_store[each] for each in two] == [part.taken for part in parts]
         shards += [len(set(planned[at : at + 6, 0] // sources.layout.shard_chips)) for at in range(0, 18, 6)]
+        blocks += [len({block_of[row] for row in planned[at : at + 6, 0].tolist()}) for at in range(0, 18, 6)]
     assert [step["shards"] for step in steps] == shards
+    assert [step["blocks"] for step in steps] == blocks
+    assert max(blocks) > 3
     assert max(shards) > 2
 
     # What was fetched was fetched once, and read again from there.

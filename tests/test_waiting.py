@@ -49,10 +49,13 @@ def test_a_report_logs_the_shards_in_a_batch_and_warns_of_waiting(
     )  # fmt: skip
     for wait, warnings in ((0.01, 0), (0.3, 1)):
         caplog.clear()
-        told = [{"samples": 4.0 * n, "shards": 3.0, **losses, **step} for n, step in enumerate(steps([wait] * 40))]
+        told = [
+            {"samples": 4.0 * n, "shards": 3.0, "blocks": 9.0, **losses, **step}
+            for n, step in enumerate(steps([wait] * 40))
+        ]
         means = write_losses(str(tmp_path), told, rank=0, total=160)
         assert means["shards"] == 3
-        assert "3 shards in a batch" in caplog.text
+        assert "3 shards and 9 blocks of cells in a batch" in caplog.text
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == warnings
         assert all("evenly over the batches" in each for each in said)
@@ -62,7 +65,8 @@ def test_what_only_some_steps_have_is_averaged_over_those_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    every = {"epoch": 0.0, "waited_s": 0.0, "step_s": 1.0, "samples_per_s": 4.0, "shards": 1.0, "learning_rate": 1e-3}
+    every = {"epoch": 0.0, "waited_s": 0.0, "step_s": 1.0, "samples_per_s": 4.0, "learning_rate": 1e-3}
+    every |= {"shards": 1.0, "blocks": 1.0}
     names = ("contrastive", "reconstruction_optical", "reconstruction_radar", "match_fraction", "gradient_norm")
     learnt = {**every, **dict.fromkeys(names, 1.0), "temperature": 0.07}
     told = [

@@ -80,7 +80,7 @@ _PANELS: Sequence[tuple[str, Sequence[tuple[str, str, str]]]] = (
     ("temperature", [("temperature", "", ACCENT)]),
     ("gradient norm, before it is cut", [("gradient_norm", "", ACCENT)]),
     ("learning rate", [("learning_rate", "", INK)]),
-    ("shards in a global batch", [("shards", "", INK)]),
+    ("shards and blocks of cells in a global batch", [("shards", "shards", INK), ("blocks", "blocks", SECOND)]),
     ("share of the GPUs' peak", [("peak_share", "", ACCENT)]),
 )
 """Title -> (value of a step, label, colour)."""

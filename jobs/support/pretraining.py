@@ -34,7 +34,7 @@ from jobs.support.initial_weights import initial_normalisation
 from jobs.support.job import JobError
 from jobs.support.model_files import ITEM_FILE, WEIGHTS_FILE, write_model
 from jobs.support.run_record import code_commit
-from jobs.support.training_loop import CHECKPOINT_FILE, samples_in, train_worker
+from jobs.support.training_loop import CHECKPOINT_FILE, NEIGHBOURHOODS_FILE, samples_in, train_worker
 from jobs.support.training_report import ReportWriter
 from jobs.support.worker_counts import worker_counts
 from model import pretrained
@@ -44,6 +44,7 @@ from pipeline.chip_table import WRITTEN
 from pipeline.epochs import ORDER_VERSION
 from pipeline.feed import Feed, training_samples
 from pipeline.mixture import pooled
+from pipeline.neighbourhoods import neighbourhoods
 from pipeline.objects import Objects
 from pipeline.positions import Course
 from pipeline.quiet import quiet_data
@@ -114,6 +115,7 @@ def fit(
     if seen := samples_seen(out):
         epoch = plan.course.epoch_of(seen)
         log.info("going on in epoch %d after %d samples", epoch, seen)
+    out.put(NEIGHBOURHOODS_FILE, neighbourhoods(feed.sources).to_bytes())
 
     def train_data() -> ray.data.Dataset:
         # Called at every start of the workers: it plans what the newest checkpoint has not seen.

@@ -95,7 +95,7 @@ def _said(means: Mapping[str, float]) -> str:
     peak = f" ({means['peak_share']:.0%} of the peak)" if "peak_share" in means else ""
     parts.append(f"{means['samples_per_s']:.3g} samples/s{peak}")
     parts.append(f"waited {100 * means['waited_s'] / (means['waited_s'] + means['step_s']):.0f} %")
-    parts.append(f"{means['shards']:.0f} shards in a batch")
+    parts.append(f"{means['shards']:.0f} shards and {means['blocks']:.0f} blocks of cells in a batch")
     parts += said_health(means)
     if "skipped" in means:
         parts.append(f"{means['skipped']:.0f} steps skipped, not finite")

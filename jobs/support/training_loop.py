@@ -23,7 +23,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor
 
-from jobs.support.batch_mix import shards_over_ranks
+from jobs.support.batch_mix import mixed
 from jobs.support.cache_watch import CacheWatch
 from jobs.support.dealing import TRAINING
 from jobs.support.device_feed import device_batches
@@ -41,6 +41,7 @@ from model.normalisation import Normalisation
 from model.pretrained import load, load_weights, restore_pretraining, save, to_checkpoint
 from model.training import NonFiniteError, StepSettings, build_optimizer, learning_rate, train_step
 from pipeline.canonical import differences
+from pipeline.neighbourhoods import Neighbourhoods
 from pipeline.objects import Objects
 from pipeline.positions import Course
 
@@ -48,6 +49,9 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "croma.pt"
 """In a Ray Train checkpoint: weights, configuration and normalisation, and what going on needs."""
+
+NEIGHBOURHOODS_FILE = "neighbourhoods.npz"
+"""In the directory of a run: `Neighbourhoods` of what is fed."""
 
 _NAME_PREFIX = "samples-"
 
@@ -109,7 +113,8 @@ def _train(plan: dict[str, Any]) -> None:
     skipped = SkippedSteps(plan["nonfinite"], rank=rank, count=int(state.get("skipped", 0)))
     peak, flops = peak_of(get_device()), size * step_flops(plan)
     steps: list[dict[str, float]] = []
-    shards: list[Tensor] = []
+    rows: list[Tensor] = []
+    where = Neighbourhoods.from_bytes(Objects.at(plan["out"]).get(NEIGHBOURHOODS_FILE))
     own = _own_batches(plan, rank, world, seen)
     began = time.monotonic()
     while seen < total:
@@ -134,15 +139,17 @@ def _train(plan: dict[str, Any]) -> None:
             else:
                 if average:
                     average.update(pretraining, num_samples=plan["global_batch"], seen=seen)
-            shards.append((batch["row"] // plan["shard_chips"]).unique())
+            # What a batch holds may be written over when the next one is asked for.
+            rows.append(batch["row"].clone())
             # From step to step: on a GPU the optimizer still works when a step has returned.
             now = time.monotonic()
             speed, began = speed_of(waited_s, now - began - waited_s, size * world, flops, peak), now
             steps.append({"samples": seen, "epoch": epoch, **speed, **values})
             # Every rank asks after every step, also where a checkpoint is due anyhow.
             if notice.is_new() or checkpoint_due(seen, course, plan):
-                for step, number in zip(steps, shards_over_ranks(shards), strict=True):
-                    step["shards"] = number
+                for name, numbers in mixed(rows, where, plan["shard_chips"]).items():
+                    for step, number in zip(steps, numbers, strict=True):
+                        step[name] = number
                 # Other numbers of samples, and whole images, would be compiled for the few times that they come.
                 with torch.compiler.set_stance("force_eager"):
                     health = measured_health(pretraining, batch, normalisation=normalisation, settings=step_settings)
@@ -158,7 +165,7 @@ def _train(plan: dict[str, Any]) -> None:
                     state["average"] = average.state_dict()
                 evaluated = evaluation_due(seen, seen - len(steps) * plan["global_batch"], total, plan)
                 _report(pretraining, normalisation, state, means, rank=rank, evaluated=evaluated)
-                steps, shards = [], []
+                steps, rows = [], []
                 began = time.monotonic()
         if seen != course.seen_after(epoch + 1):
             raise PositionError(f"epoch {epoch} ended after {seen} samples instead of {course.seen_after(epoch + 1)}")
