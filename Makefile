@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCHIVE ?= simulated
 OUT ?= runs/demo
 # Many tests wait: for servers, for Ray, for what is meant to time out. A file's tests stay together, as do their clusters.
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 
 .PHONY: setup demo test lint bench clean
 

@@ -1,4 +1,4 @@
-"""pretrain on nodes that come to their end, one with notice and one without: fewer workers go on, no sample is lost."""
+"""pretrain on nodes that come and go, one taken with notice and one without: no sample is lost or seen twice."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ DEADLINE_S = 240
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """That a node died is noticed within seconds."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Of a head and so many nodes; that one died is noticed within seconds."""
     health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     memory = {"object_store_memory": 200_000_000, "include_dashboard": False}
     found = Cluster(head_node_args={"num_cpus": HEAD_CPUS, "_system_config": health, **memory}, initialize_head=True)
-    for _ in range(NUM_NODES):
+    for _ in range(request.param):
         found.add_node(num_cpus=NODE_CPUS, object_store_memory=100_000_000)
     ray.init(address=found.address, log_to_driver=False)
     found.wait_for_nodes()
@@ -50,6 +50,7 @@ def cluster() -> Iterator[Cluster]:
     found.shutdown()
 
 
+@pytest.mark.parametrize("cluster", [NUM_NODES], indirect=True)
 def test_every_sample_is_seen_once_where_nodes_are_taken_away_and_die(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,35 @@ def test_every_sample_is_seen_once_where_nodes_are_taken_away_and_die(
     # A node that is gone before its deadline, or whose worker is missed first, has died for Ray.
     assert first in ("preempted", "died")
     assert second == "died"
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_a_node_that_joins_is_made_use_of(cluster: Cluster, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    log.mkdir()
+    joined: list[subprocess.Popen[bytes]] = []
+    joining = Thread(target=join_when, args=(log / "stand-30", cluster.address, joined))
+    joining.start()
+    how = {"num_workers": "1..2", "cpus_per_worker": WORKER_CPUS, "grow_interval_s": 1, "max_failures": 0}
+    how |= {"ray_address": cluster.address}
+    try:
+        run(write_chips(str(tmp_path / "chips.zarr")), str(out), str(log), [Event(rank=0, at=30, what="stand")], **how)
+    finally:
+        joining.join()
+        for node in joined:
+            node.terminate()
+            node.wait()
+    tried = attempts(log)
+    assert [(attempt.start, attempt.world) for attempt in tried] == [(0, 1), (24, 2)]
+    all_learnt_once(tried)
+    assert failures(Objects.at(out)) == []
+
+
+def join_when(sign: Path, address: str, joined: list[subprocess.Popen[bytes]]) -> None:
+    """Let a node join once a file is there."""
+    wait_for(sign, at_most_s=100)
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--address", address]
+    joined.append(subprocess.Popen([*start, f"--num-cpus={NODE_CPUS}", "--object-store-memory=100000000"]))
 
 
 def take_nodes(cluster: Cluster, out: Path, log: Path) -> None:

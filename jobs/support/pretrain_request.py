@@ -91,7 +91,7 @@ def claim(out: Objects, settings: TrainingSettings, sources: Sequence[Source]) -
     """Bind the run's directory to what decides its result; another run's is refused."""
     how = {"num_workers", "use_gpu", "cpus_per_worker", "keep_checkpoints", "checkpoint_every_samples"}
     how |= {"cache_dir", "cache_bytes", "feed", "feed_threads"}
-    losses = {"max_failures", "max_preemptions", "preemption_grace_s", "worker_start_timeout_s"}
+    losses = {"max_failures", "max_preemptions", "preemption_grace_s", "worker_start_timeout_s", "grow_interval_s"}
     elsewhere = {
         "dry_run",
         "ray_address",

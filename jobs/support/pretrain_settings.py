@@ -192,6 +192,10 @@ class TrainingSettings(JobSettings):
     """Seconds within which all workers must have started, or they are tried again; longer where nodes pull a large
     image first. With a range of num_workers, a node that was lost costs as much before fewer workers start."""
 
+    grow_interval_s: float = Field(default=60.0, ge=0)
+    """With a range of num_workers, seconds between looks at whether more would fit. All workers start anew then, from
+    the last checkpoint: what was learnt since is learnt again, so rarer looks suit rare checkpoints."""
+
     on_nonfinite: Literal["end", "skip"] = "end"
     """What a step does whose loss or gradient is not a number: end the run, or leave the weights as they are and go on;
     its chips are in nonfinite/ in any case."""

@@ -169,6 +169,7 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=tuple(workers) if workers.elastic else workers.most,  # type: ignore[arg-type]
             use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=settings["grow_interval_s"],  # type: ignore[call-arg]
             resources_per_worker={"CPU": settings["cpus_per_worker"], **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=RunConfig(
