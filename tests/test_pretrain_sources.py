@@ -101,9 +101,15 @@ def test_two_stores_by_weight_are_trained_on_through_a_cache(two: tuple[Source, 
     assert max(blocks) > 3
     assert max(shards) > 2
 
+    newest = Objects.at(out).get_json(max(Objects.at(out).list("losses")))
+    assert len(newest["ranks"]) == 2
+    assert all(each["bytes_per_s"] > 0 and each["cache_hits"] > 0 for each in newest["ranks"])
+    assert "from its node's cache" in (out / "report.html").read_text()
+
     # What was fetched was fetched once, and read again from there.
     record = json.loads((tmp_path / "run.run" / "run.json").read_text())
     assert record["results"]["cache_hits"] > 0
+    assert record["results"].keys() >= {"bytes_per_s", "waited_share", "waited_share_most"}
     assert record["inputs"]["stores"] == [{"url": each.url, "version": 1} for each in two]
     kept = [path for path in cache.iterdir() if path.name != "lock"]
     assert len({path.name.split("-")[0] for path in kept}) == 2

@@ -40,8 +40,8 @@ def steps(first: int, number: int, **more: float) -> list[dict[str, float]]:
     ]  # fmt: skip
 
 
-def put(out: Objects, what: list[dict[str, float]]) -> None:
-    out.put_json(f"losses/{int(what[-1]['samples']):012d}.json", {"steps": what})
+def put(out: Objects, what: list[dict[str, float]], **more: object) -> None:
+    out.put_json(f"losses/{int(what[-1]['samples']):012d}.json", {"steps": what, **more})
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +92,15 @@ def test_a_page_can_be_written_at_any_moment_and_needs_nothing_else(store: str, 
     assert "evenly over the batches" in page  # the warning: a quarter of the time went into waiting
 
     Looks(plan(store, tmp_path / "run")).write(CromaPretraining(SMALL), NORMALISATION, 24)
-    put(out, steps(4, 3, shards=2.0))
+    assert "What each worker was fed" not in page
+    ranks = [{"samples_per_s": 3.0, "bytes_per_s": 2e9, "waited_share": 0.1 * rank} for rank in range(2)]
+    put(out, steps(4, 3, shards=2.0, blocks=3.0), ranks=ranks)
     write_again(Report(run=out.url))
     page = (tmp_path / "run/report.html").read_text()
     assert "Chips of the validation split" in page
+    rows = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
+    assert ["1", "3", "2 GB", "10 %"] in rows
+    assert ["all", "6", "4 GB", "5 %"] in rows
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert len(re.findall(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", page)) == 4 * 6 + 2 * 4 * (1 + 5)
 

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs.support.fed_ranks import fed_in_total, fed_ranks, said_waiting
 from jobs.support.step_losses import write_losses
 from jobs.support.waiting import probable_cause, waited_share
 from pipeline.objects import Objects
+
+RANKS = [
+    {"samples_per_s": 2.0, "bytes_per_s": 25e6, "waited_share": 0.1},
+    {"samples_per_s": 2.0, "bytes_per_s": 100e6, "waited_share": 0.2},
+]
 
 
 def steps(waits_s: list[float], *, per_epoch: int = 20) -> list[dict[str, float]]:
@@ -53,8 +59,9 @@ def test_a_report_logs_the_shards_in_a_batch_and_warns_of_waiting(
             {"samples": 4.0 * n, "shards": 3.0, "blocks": 9.0, **losses, **step}
             for n, step in enumerate(steps([wait] * 40))
         ]
-        means = write_losses(str(tmp_path), told, rank=0, total=160)
+        means = write_losses(str(tmp_path), told, RANKS, rank=0, total=160)
         assert means["shards"] == 3
+        assert "125 MB/s, waited 15 % (rank 1: 20 %)" in caplog.text
         assert "3 shards and 9 blocks of cells in a batch" in caplog.text
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == warnings
@@ -75,8 +82,19 @@ def test_what_only_some_steps_have_is_averaged_over_those_and_said(
         {**learnt, "samples": 12.0, "loss": 2.0, "rank_optical": 3.0, "rank_radar": 2.0},
         {**every, "samples": 16.0, "skipped": 1.0},
     ]
-    means = write_losses(str(tmp_path), told, rank=0, total=16)
+    means = write_losses(str(tmp_path), told, RANKS, rank=0, total=16)
     assert (means["loss"], means["skipped"], means["rank_optical"]) == (1.5, 2, 3)
     assert Objects.at(tmp_path).get_json("000000000016.json")["steps"] == told
+    assert Objects.at(tmp_path).get_json("000000000016.json")["ranks"] == RANKS
     for part in ("loss 1.500", "temperature 0.07", "4 samples/s,", "rank 3.0 optical and 2.0 radar", "2 steps skipped"):
         assert part in caplog.text
+
+
+def test_a_rank_is_fed_what_its_steps_hold() -> None:
+    taken = [{"waited_s": wait, "step_s": 1 - wait, "fed_bytes": 3e6} for wait in (0.5, 0.0, 0.25, 0.25)]
+    (alone,) = fed_ranks(taken, {}, samples=6)
+    assert alone == {"samples_per_s": 6, "bytes_per_s": 3e6, "waited_share": 0.25}
+    (cached,) = fed_ranks(taken, {"cache_hits": 3.0, "cache_misses": 1.0, "cache_read_bytes": 9.0}, samples=6)
+    assert cached == {**alone, "cache_hits": 3, "cache_misses": 1}
+    assert fed_in_total(RANKS) == {"bytes_per_s": 125e6, "waited_share": pytest.approx(0.15), "waited_share_most": 0.2}
+    assert said_waiting([alone]) == "waited 25 %"

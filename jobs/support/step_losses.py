@@ -13,9 +13,11 @@ import torch
 from ray.train.torch import get_device
 from torch import distributed
 
+from jobs.support.fed_ranks import fed_in_total, said_waiting
 from jobs.support.job import log_to_stderr
 from jobs.support.representation import said_health
 from jobs.support.waiting import probable_cause
+from jobs.support.words import size
 from model.croma import CONFIGS, Objective
 from model.flops import TRAINING_FACTOR, pretraining_flops
 from pipeline.objects import Objects
@@ -51,8 +53,17 @@ def forget_losses_after(url: str, seen: int) -> None:
             losses.delete(path)
 
 
-def write_losses(url: str, steps: Sequence[Mapping[str, float]], *, rank: int, total: int) -> dict[str, float]:
+def write_losses(
+    url: str, steps: Sequence[Mapping[str, float]], ranks: Sequence[Mapping[str, float]], *, rank: int, total: int
+) -> dict[str, float]:
     """Average steps over the ranks; rank 0 logs them and writes them to a file named by the samples seen.
+
+    Args:
+        url: Directory of the losses.
+        steps: This rank's since the last report.
+        ranks: What each was fed, of `jobs.support.fed_ranks`.
+        rank: This one.
+        total: Samples of the run.
 
     Returns:
         Means over the steps that have a value; of skipped steps, their number.
@@ -72,15 +83,17 @@ def write_losses(url: str, steps: Sequence[Mapping[str, float]], *, rank: int, t
         means["skipped"] = sum(found["skipped"])
     if rank == 0:
         seen = int(averaged[-1]["samples"])
-        Objects.at(url).put_json(f"{seen:012d}.json", {"steps": averaged, "written_s": time.time()})
+        Objects.at(url).put_json(
+            f"{seen:012d}.json", {"steps": averaged, "ranks": list(ranks), "written_s": time.time()}
+        )
         log_to_stderr()
-        log.info("%d of %d samples: %s", seen, total, _said(means))
+        log.info("%d of %d samples: %s", seen, total, _said(means, ranks))
         if cause := probable_cause(averaged):
             log.warning("%s", cause)
     return means
 
 
-def _said(means: Mapping[str, float]) -> str:
+def _said(means: Mapping[str, float], ranks: Sequence[Mapping[str, float]]) -> str:
     """A report in words."""
     parts = []
     if "loss" in means:
@@ -94,7 +107,8 @@ def _said(means: Mapping[str, float]) -> str:
     parts.append(f"learning rate {means['learning_rate']:.3g}")
     peak = f" ({means['peak_share']:.0%} of the peak)" if "peak_share" in means else ""
     parts.append(f"{means['samples_per_s']:.3g} samples/s{peak}")
-    parts.append(f"waited {100 * means['waited_s'] / (means['waited_s'] + means['step_s']):.0f} %")
+    parts.append(f"{size(fed_in_total(ranks)['bytes_per_s'])}/s")
+    parts.append(said_waiting(ranks))
     parts.append(f"{means['shards']:.0f} shards and {means['blocks']:.0f} blocks of cells in a batch")
     parts += said_health(means)
     if "skipped" in means:

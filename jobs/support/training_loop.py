@@ -28,6 +28,7 @@ from jobs.support.cache_watch import CacheWatch
 from jobs.support.dealing import TRAINING
 from jobs.support.device_feed import device_batches
 from jobs.support.device_peaks import peak_of
+from jobs.support.fed_ranks import fed_in_total, fed_ranks
 from jobs.support.initial_weights import begin_with
 from jobs.support.job import log_to_stderr
 from jobs.support.nonfinite import RunEndedError, SkippedSteps, forget_after
@@ -144,7 +145,8 @@ def _train(plan: dict[str, Any]) -> None:
             # From step to step: on a GPU the optimizer still works when a step has returned.
             now = time.monotonic()
             speed, began = speed_of(waited_s, now - began - waited_s, size * world, flops, peak), now
-            steps.append({"samples": seen, "epoch": epoch, **speed, **values})
+            fed = {"fed_bytes": float(sum(each.nbytes for each in batch.values()))}
+            steps.append({"samples": seen, "epoch": epoch, **speed, **fed, **values})
             # Every rank asks after every step, also where a checkpoint is due anyhow.
             if notice.is_new() or checkpoint_due(seen, course, plan):
                 for name, numbers in mixed(rows, where, plan["shard_chips"]).items():
@@ -157,8 +159,10 @@ def _train(plan: dict[str, Any]) -> None:
                         shown = average.model if average else pretraining
                         looks.write(shown, normalisation, seen, last=seen == total)
                 steps[-1] |= health
-                means = write_losses(plan["losses_url"], steps, rank=rank, total=total)
-                means |= cache.since_last(say=context.get_local_rank() == 0)
+                cached = cache.since_last(say=context.get_local_rank() == 0)
+                ranks = fed_ranks(steps, cached, samples=size)
+                means = write_losses(plan["losses_url"], steps, ranks, rank=rank, total=total)
+                means |= {**fed_in_total(ranks), **cached}
                 facts = {name: plan[name] for name in ("order", "origin", "ema_decay")}
                 state = {"optimizer": optimizer.state_dict(), "samples_seen": seen, "skipped": skipped.count, **facts}
                 if average:

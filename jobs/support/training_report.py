@@ -17,6 +17,7 @@ from jobs.support.checkpoint_scores import read_scores
 from jobs.support.curves import Curves, Steps, curves_of, health_curves, speed_curves, training_curves
 from jobs.support.evaluation_report import score_text
 from jobs.support.failures import failures
+from jobs.support.fed_ranks import fed_in_total
 from jobs.support.score_curves import newest_scores, score_curves
 from jobs.support.training_looks import LOOKS_FILE
 from jobs.support.waiting import probable_cause
@@ -80,7 +81,9 @@ def training_page(out: Objects) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.support"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(n=words.count, percent=lambda share: f"{100 * share:.0f} %", score=score_text)
+    environment.filters.update(
+        n=words.count, size=words.size, percent=lambda share: f"{100 * share:.0f} %", score=score_text
+    )
     return environment.get_template("training.html.j2").render(
         where=redact(out.url),
         request=request,
@@ -92,6 +95,7 @@ def training_page(out: Objects) -> str:
         health=_inline(health) if (health := health_curves(steps)) else None,
         skipped=len(everything) - len(steps),
         lost=[each["kind"] for each in failures(out)],
+        ranks=_ranks(out),
         looks=looks,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
@@ -129,6 +133,15 @@ def _steps(out: Objects) -> list[dict[str, float]]:
     for content in concurrently(out.get_json, paths):
         found.update({step["samples"]: step for step in content["steps"]})
     return [found[samples] for samples in sorted(found)]
+
+
+def _ranks(out: Objects) -> dict[str, Any] | None:
+    """What each rank was fed before the newest report, and all of them; nothing where that was not written yet."""
+    each = out.get_json(max(out.list("losses"))).get("ranks")
+    if not each:
+        return None
+    total = {"samples_per_s": sum(rank["samples_per_s"] for rank in each), **fed_in_total(each)}
+    return {"each": each, "total": total, "cached": "cache_hits" in each[0]}
 
 
 def _inline(png: bytes) -> str:
