@@ -5,7 +5,7 @@ litdata runs in an environment that is made for it, and is left out with its rea
 
 Example:
     python -m tests.bench_feed                  # all of them
-    python -m tests.bench_feed lz4 ray-lz4      # some
+    BENCH_BATCH=256 python -m tests.bench_feed lz4 ray-lz4      # some, in other batches than of 64
 """
 
 from __future__ import annotations

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 from hypothesis import settings
+from ray._private import services
 
 from pipeline.simulation.archive import write_archive
 from pipeline.simulation.profiles import PROFILES
@@ -32,6 +35,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Ray Train takes one report of a worker each time it looks, by default every two seconds: most of a short run's time.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+def _without_complaint(process: subprocess.Popen[bytes]) -> None:
+    """Ray kills its own processes without waiting for their end, and the garbage collector complains of it."""
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        subprocess.Popen.__del__(process)
+
+
+services.ConsolePopen.__del__ = _without_complaint
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,8 @@ from pipeline.local_feed import rank_batches
 from pipeline.store import Store
 from tests.bench_growth import cpu_seconds
 
-BATCH, WORKERS = 64, 2
+BATCH = int(os.environ.get("BENCH_BATCH", "64"))
+WORKERS = 2
 SPECS = Layout(has_classes=False).arrays()
 
 Way = Callable[[Path, int, int], int]

@@ -22,7 +22,8 @@ from numpy.testing import assert_array_equal
 from pipeline.cache_counts import counts
 from pipeline.grid import Cell
 from pipeline.shard_cache import CachedShard, ShardCache
-from pipeline.sources import Source
+from pipeline.shard_reader import ShardReader
+from pipeline.sources import Source, Sources
 from tests.cache_processes import (
     ARRAYS,
     HOLE,
@@ -258,6 +259,10 @@ def test_a_full_disk_turns_the_cache_off_with_one_warning(source: Source, tmp_pa
     words = ["read", source.url, str(directory), str(ROOMY)]
     command = [sys.executable, "-m", "tests.cache_processes", *words]
     if how == "limit":
+        # Small ones are there before; of those that are fetched at once, the first may be one that is too large.
+        sources = Sources([source], cache=ShardCache(directory=str(directory), max_bytes=ROOMY))
+        for shard in range(3):
+            ShardReader(sources, shard, ["b60"], [4 * shard])
         command = ["prlimit", "--fsize=6000", *command]
     elif not has_namespaces():
         pytest.skip("no disk can be mounted here: needs unshare and user namespaces")
