@@ -64,12 +64,15 @@ def test_the_last_message_says_what_it_was_and_what_to_do(
 def test_a_loss_is_written_down_once_however_often_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = Objects.at(tmp_path / "run")
     record = FailureLog(out)
+    record.after_exception(None, {1: ERRORS["died"]})
     for _ in range(3):
+        # The same loss, of which more is known by now.
         record.after_exception(None, {1: ERRORS["died"], 0: COLLATERAL})
+    record.after_exception(None, {0: COLLATERAL})
     record.after_exception(None, {0: ERRORS["node_memory"]})
     assert [(each["kind"], each["ranks"]) for each in failures(out)] == [("died", [0, 1]), ("node_memory", [0])]
     assert "Connection closed" not in failures(out)[0]["error"]
-    assert sum(record.levelno == logging.WARNING for record in caplog.records) == 2
+    assert sum(record.levelno == logging.WARNING for record in caplog.records) == 3
     settings = parse(Pretrain, ["store=s", "out=o"]).model_dump()
     said = explain(WorkerGroupError("gone", {0: ERRORS["died"]}), out, settings)
     assert "Losses so far: a node ran out of memory, and Ray ended a worker 1, a worker or its node died 1." in said

@@ -70,10 +70,12 @@ def test_every_sample_is_seen_once_where_nodes_are_taken_away_and_die(
     assert [(attempt.start, attempt.world) for attempt in tried] == [(0, 3), (42, 2), (48, 1)]
     all_learnt_once(tried)
     assert json.loads((out / "run.json").read_text())["results"]["samples_left_over"] == 4
-    first, second = (each["kind"] for each in failures(Objects.at(out)))
-    # A node that is gone before its deadline, or whose worker is missed first, has died for Ray.
+    first, *between, last = (each["kind"] for each in failures(Objects.at(out)))
+    # A node that is gone before its deadline, or whose worker is missed first, has died for Ray. On a slow machine it
+    # may tell of one loss twice, in other words.
     assert first in ("preempted", "died")
-    assert second == "died"
+    assert set(between) <= {"preempted", "died"}
+    assert last == "died"
 
 
 @pytest.mark.parametrize("cluster", [0], indirect=True)

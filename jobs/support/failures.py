@@ -82,8 +82,10 @@ class FailureLog(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Once for every loss, though Ray Train tells of it as long as it waits; a run goes on where writing fails."""
         told = {rank: str(error) for rank, error in worker_exceptions.items()}
-        if told == self._last:
+        if told.items() <= self._last.items():
             return
+        # Of one loss Ray Train tells again when it has learnt of more ranks.
+        told_before = bool(self._last) and self._last.items() < told.items()
         self._last = told
         kind, ranks = kind_of(worker_exceptions.values()), sorted(worker_exceptions)
         log_to_stderr()
@@ -91,7 +93,8 @@ class FailureLog(UserCallback):
         cause = next(str(error) for error in worker_exceptions.values() if _kind(error) == kind)
         entry = {"when": datetime.now(UTC).isoformat(), "kind": kind, "ranks": ranks, "error": _short(cause)}
         try:
-            self.out.put_json(FAILURES_FILE, {"failures": [*failures(self.out), entry]})
+            found = failures(self.out)
+            self.out.put_json(FAILURES_FILE, {"failures": [*(found[:-1] if told_before else found), entry]})
         except OSError as error:
             log.warning("%s was not written: %s", FAILURES_FILE, error)
 
