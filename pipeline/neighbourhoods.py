@@ -1,6 +1,6 @@
 """Which block of neighbouring cells each chip is of, in a form that every worker of a run can hold.
 
-Rows of a block lie side by side in a shard, so the map is kept as runs of rows: some 40 MB for a hundred million chips.
+Rows of a block lie side by side in a shard, so the map is kept as runs of rows: some 55 MB for a hundred million chips.
 """
 
 from __future__ import annotations

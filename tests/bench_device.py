@@ -194,11 +194,11 @@ def preparing_seconds(samples: int, window_px: int, device: torch.device, *, rep
     settings = StepSettings(seed=0, scale_sides_px=PAPER_SIDES_PX if window_px > 120 else None)
     batch = batch_of(samples, window_px, device)
 
-    def prepare() -> object:
+    def inputs() -> object:
         return pretraining_inputs(batch, patch_px=8, normalisation=SSL4EO_S12, settings=settings)
 
-    _timed(prepare, 2, device)
-    return _timed(prepare, repeat, device) / repeat
+    _timed(inputs, 2, device)
+    return _timed(inputs, repeat, device) / repeat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,6 @@ def run(name: str, store: Path, folder: Path) -> str:
         f"global_batch={BATCH}", *COMMON, *WAYS[name],
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    # What is given twice counts as given last.
     begun = time.monotonic()
     ran = subprocess.run(once(command), env=environment, capture_output=True, text=True)
     took_s = time.monotonic() - begun

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from ray.train.torch import get_device
-from torch import Tensor, distributed
+from torch import Tensor
 
+from jobs.support.ranks import of_all_ranks
 from pipeline.neighbourhoods import Neighbourhoods
 
 _NONE = torch.iinfo(torch.int64).min
@@ -27,11 +27,7 @@ def mixed(rows: Sequence[Tensor], where: Neighbourhoods, shard_chips: int) -> di
         "shards": [np.unique(each // shard_chips) for each in of_steps],
         "blocks": [np.unique(where.of(each)) for each in of_steps],
     }
-    device = get_device() if distributed.is_initialized() else torch.device("cpu")
-    return {
-        name: distinct_over_ranks([torch.from_numpy(each).to(device) for each in steps])
-        for name, steps in numbers.items()
-    }
+    return {name: distinct_over_ranks([torch.from_numpy(each) for each in steps]) for name, steps in numbers.items()}
 
 
 def distinct_over_ranks(numbers: Sequence[Tensor]) -> list[int]:
@@ -40,18 +36,11 @@ def distinct_over_ranks(numbers: Sequence[Tensor]) -> list[int]:
     Args:
         numbers: For each step, (n,) int64 of this rank; n may differ.
     """
-    longest = torch.tensor(max(len(each) for each in numbers), device=numbers[0].device)
-    several = distributed.is_initialized()
-    if several:
-        distributed.all_reduce(longest, op=distributed.ReduceOp.MAX)
-    own = torch.full((len(numbers), int(longest)), _NONE, dtype=torch.int64, device=numbers[0].device)
+    longest = int(of_all_ranks(torch.tensor([max(len(each) for each in numbers)])).max())
+    own = torch.full((len(numbers), longest), _NONE)
     for row, each in zip(own, numbers, strict=True):
         row[: len(each)] = each
-    gathered = [own]
-    if several:
-        gathered = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(gathered, own)
-    return num_distinct(torch.cat(gathered, dim=1)).tolist()
+    return num_distinct(of_all_ranks(own.T).T).tolist()
 
 
 def num_distinct(numbers: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from ray.train.torch import get_device
-from torch import distributed
+
+from jobs.support.ranks import of_all_ranks
+from jobs.support.waiting import waited_share
 
 _CACHE = ("cache_hits", "cache_misses")
 
@@ -28,16 +29,12 @@ def fed_ranks(
     own = [
         samples * len(steps) / max(took, 1e-9),
         sum(step["fed_bytes"] for step in steps) / max(took, 1e-9),
-        sum(step["waited_s"] for step in steps) / max(took, 1e-9),
+        waited_share(steps),
         *(cached[name] for name in _CACHE if name in cached),
     ]
     names = ("samples_per_s", "bytes_per_s", "waited_share", *(name for name in _CACHE if name in cached))
-    if not distributed.is_initialized():
-        return [dict(zip(names, own, strict=True))]
-    values = torch.tensor(own, dtype=torch.float64, device=get_device())
-    gathered = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(gathered, values)
-    return [dict(zip(names, each.tolist(), strict=True)) for each in gathered]
+    ranks = of_all_ranks(torch.tensor([own], dtype=torch.float64)).tolist()
+    return [dict(zip(names, each, strict=True)) for each in ranks]
 
 
 def fed_in_total(ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -115,7 +115,9 @@ def fit(
     if seen := samples_seen(out):
         epoch = plan.course.epoch_of(seen)
         log.info("going on in epoch %d after %d samples", epoch, seen)
-    out.put(NEIGHBOURHOODS_FILE, neighbourhoods(feed.sources).to_bytes())
+    # Of sealed versions, and so the same at every start.
+    if not out.exists(NEIGHBOURHOODS_FILE):
+        out.put(NEIGHBOURHOODS_FILE, neighbourhoods(feed.sources).to_bytes())
 
     def train_data() -> ray.data.Dataset:
         # Called at every start of the workers: it plans what the newest checkpoint has not seen.

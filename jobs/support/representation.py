@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from jobs.support.ranks import of_all_ranks
 from model.croma import CromaPretraining
 from model.health import Representations, health, representations
 from model.losses import Projections, num_ranks
@@ -31,8 +31,8 @@ def measured_health(
     wanted = min(max(1, _MOST // num_ranks()), settings.micro_batch or _MOST)
     part = {name: values[:wanted] for name, values in batch.items()}
     own = representations(model, part, normalisation=normalisation, settings=settings)
-    projections = None if own.projections is None else Projections(*map(_of_all_ranks, own.projections))
-    found = Representations(_of_all_ranks(own.optical), _of_all_ranks(own.radar), projections)
+    projections = None if own.projections is None else Projections(*map(of_all_ranks, own.projections))
+    found = Representations(of_all_ranks(own.optical), of_all_ranks(own.radar), projections)
     if not all(each.isfinite().all() for each in (found.optical, found.radar, *(projections or ()))):
         return {}
     return health(found)
@@ -49,12 +49,3 @@ def said_health(values: Mapping[str, float]) -> list[str]:
             f"{values['uniformity_radar']:.2f}"
         )
     return said
-
-
-def _of_all_ranks(values: Tensor) -> Tensor:
-    """(B, D) -> (G, D), in rank order."""
-    if num_ranks() == 1:
-        return values
-    gathered = [torch.empty_like(values) for _ in range(num_ranks())]
-    distributed.all_gather(gathered, values.contiguous())
-    return torch.cat(gathered)

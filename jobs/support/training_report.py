@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import time
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -72,7 +73,9 @@ def write_training_report(out: Objects) -> str:
 
 def training_page(out: Objects) -> str:
     """The page itself, see `write_training_report`."""
-    request, everything = redact_values(out.get_json(REQUEST_FILE)), _steps(out)
+    request = redact_values(out.get_json(REQUEST_FILE))
+    losses = concurrently(out.get_json, sorted(out.list("losses")))
+    everything = _steps(losses)
     steps = [step for step in everything if not step.get("skipped")]
     if not steps:
         raise FileNotFoundError(f"{out.url}: no losses yet")
@@ -95,7 +98,7 @@ def training_page(out: Objects) -> str:
         health=_inline(health) if (health := health_curves(steps)) else None,
         skipped=len(everything) - len(steps),
         lost=[each["kind"] for each in failures(out)],
-        ranks=_ranks(out),
+        ranks=_ranks(losses[-1]),
         looks=looks,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
@@ -126,18 +129,17 @@ def _probes(out: Objects) -> dict[str, Any]:
     return {"failed": failed, "picture": picture and _inline(picture), "newest": newest_scores(scores)}
 
 
-def _steps(out: Objects) -> list[dict[str, float]]:
+def _steps(losses: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Every step so far, in order of samples seen; one that was done again after a loss counts once."""
-    paths = out.list("losses")
     found: dict[float, dict[str, float]] = {}
-    for content in concurrently(out.get_json, paths):
+    for content in losses:
         found.update({step["samples"]: step for step in content["steps"]})
     return [found[samples] for samples in sorted(found)]
 
 
-def _ranks(out: Objects) -> dict[str, Any] | None:
+def _ranks(newest: Mapping[str, Any]) -> dict[str, Any] | None:
     """What each rank was fed before the newest report, and all of them; nothing where that was not written yet."""
-    each = out.get_json(max(out.list("losses"))).get("ranks")
+    each = newest.get("ranks")
     if not each:
         return None
     total = {"samples_per_s": sum(rank["samples_per_s"] for rank in each), **fed_in_total(each)}
