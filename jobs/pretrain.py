@@ -19,7 +19,7 @@ from jobs.support.initial_weights import INITIAL_FILE
 from jobs.support.job import JobError, connect, run_job
 from jobs.support.model_files import WEIGHTS_FILE
 from jobs.support.online_evaluation import check_evaluation, prepare_evaluation
-from jobs.support.pretrain_request import claim, first_weights, leave_cpus_to_read, plan_training
+from jobs.support.pretrain_request import claim, first_weights, leave_cpus_to_read, plan_training, with_lanes
 from jobs.support.pretrain_settings import TrainingSettings
 from jobs.support.pretraining import export_model, fit, is_exported, say_plan, window_px
 from jobs.support.run_record import recorded
@@ -38,7 +38,7 @@ class Pretrain(TrainingSettings):
     """Pretrain CROMA on a chip store, across the workers of a Ray cluster."""
 
 
-def main(settings: Pretrain) -> None:
+def main(settings: TrainingSettings) -> None:
     """Plan, train or go on, export the weights, write the page."""
     sources = sealed_sources(settings.fed)
     layout = Sources(sources).layout
@@ -52,6 +52,7 @@ def main(settings: Pretrain) -> None:
             f"crop_px={settings.crop_px}{with_scale} is larger than the store's chips of {layout.side_px} px"
         )
     check_divides(worker_counts(settings.num_workers), settings.global_batch)
+    settings = with_lanes(settings)
     plan = plan_training(settings, sources)
     evaluated_on = check_evaluation(settings.evaluate, plan.feed)
     tracker = tracker_of(settings.mlflow, settings.out)

@@ -1,24 +1,24 @@
 """Which samples an epoch has, in which order, and which window of its chip each one is; pure arithmetic.
 
-A sample is (row, k), the k-th crop of a chip. Shards are shuffled, then cut into windows of so many chips that are
-read and decoded together; within a window the samples are shuffled. Everything follows from the seed and the epoch,
-and nothing from how many ranks there are, so any process can work out its part alone. Where in a run an epoch's
-samples stand, and which of them make up a batch, is in `pipeline.positions`.
+A sample is (row, k), the k-th crop of a chip. An epoch's shards are shuffled, and its samples counted as its chips come
+then, the K crops of each one after the other. Windows are stretches of that count, whose chips are read and decoded
+together and whose samples are shuffled. Everything follows from the seed and the epoch, and nothing from how many ranks
+there are, so any process can work out its part alone. Which stretches are windows, where in a run their samples stand,
+and which of them make up a batch, is in `pipeline.positions`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.layout import WINDOW_STEP_PX
-from pipeline.mixture import Part, Stretch, stretches
+from pipeline.mixture import Part, stretches
+from pipeline.row_sets import RowSet
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Of the arithmetic here: another number, another order, and a run cannot go on within an epoch."""
 
 
@@ -29,73 +29,67 @@ class SampleOrder:
     seed: int = 0
 
     crops_per_chip: int = 1
-    """K: samples cut from a chip each time it is decoded. They go into different global batches where a window has as
-    many chips as a global batch has samples, and as far apart as the window allows where it has fewer."""
+    """K: samples cut from a chip each time it is decoded. They go into different global batches where an epoch has
+    enough for that, but for a chip or two whose crops lie in two lanes."""
 
     global_batch: int = 64
     """Samples per step of all ranks together."""
 
+    lanes: int = 1
+    """Parts that an epoch's samples are cut into, all read at a time: each gives as many samples to every global batch.
+    With as many lanes as ranks, each rank reads chips of its own, whole windows one after the other."""
+
     window_chips: int = 1024
-    """Chips shuffled together; all their crops are in memory at once (218 kB each at 120 px)."""
+    """Chips of a lane shuffled together, or as many as it gives samples to a global batch, if those are more. All their
+    crops are in memory at once (218 kB each at 120 px), and of several ranks one block of Ray Data."""
 
     parts: tuple[Part, ...] = ()
     """What an epoch takes of several sources, in the order of their rows; none: every chip once."""
 
     def __post_init__(self) -> None:
-        for name in ("crops_per_chip", "global_batch", "window_chips"):
+        for name in ("crops_per_chip", "global_batch", "lanes", "window_chips"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.global_batch % self.lanes:
+            raise ValueError(f"global_batch={self.global_batch} is no multiple of lanes={self.lanes}")
+
+    @property
+    def lane_share(self) -> int:
+        """Samples that a lane gives to a global batch."""
+        return self.global_batch // self.lanes
+
+    @property
+    def window_batches(self) -> int:
+        """Global batches that a window has samples for where an epoch has as many: it keeps crops of a chip apart."""
+        # More chips than samples of a batch, as some crops of the chips at its ends can be another window's.
+        chips = max(self.window_chips, self.lane_share + 2 * (self.crops_per_chip - 1))
+        return -(-chips * self.crops_per_chip // self.lane_share)
 
     def epoch_chips(self, num_chips: int) -> int:
         """Chips that an epoch takes where there are so many, those that come again counted again."""
         return sum(part.taken for part in self.parts) or num_chips
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowSet:
-    """Rows, as bits: an epoch of 10^8 chips is planned in a third of the memory that numbers take."""
-
-    shard_chips: int
-    """Rows per shard."""
-
-    shards: tuple[int, ...]
-    """Numbers of the shards that have rows of these, ascending."""
-
-    bits: bytes
-    """Whether a row is one of them, for all rows of these shards; filled up to whole bytes at the end."""
-
-    @classmethod
-    def of(cls, rows: NDArray[np.int64], *, shard_chips: int) -> RowSet:
-        """These rows, ascending, each of them once."""
-        shard = rows // shard_chips
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(shard)) + 1])
-        shards = shard[starts]
-        # How far the rows of a shard move down when the shards between are left out.
-        moved = (shards - np.arange(len(shards))) * shard_chips
-        flags = np.zeros(len(shards) * shard_chips, bool)
-        flags[rows - np.repeat(moved, np.diff(starts, append=len(rows)))] = True
-        return cls(shard_chips=shard_chips, shards=tuple(shards.tolist()), bits=np.packbits(flags).tobytes())
-
-    def rows(self) -> NDArray[np.int64]:
-        """(chip,) ascending."""
-        flags = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=len(self.shards) * self.shard_chips)
-        shard, place = np.nonzero(flags.reshape(len(self.shards), self.shard_chips))
-        rows: NDArray[np.int64] = np.array(self.shards)[shard] * self.shard_chips + place
-        return rows
+def usual_window(crops_per_chip: int) -> int:
+    """Chips of a window that are worth a task, 2048 samples; no fewer than a shard usually has."""
+    return max(256, 2048 // crops_per_chip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Chips that are read, decoded and shuffled together."""
+    """Chips that are read, decoded and shuffled together: those of consecutive samples of an epoch."""
 
     epoch: int
     """Counted from 0."""
 
-    number: int
-    """Of the window in its epoch."""
+    first: int
+    """Sample, counted in the epoch as its chips come."""
 
-    num_chips: int
-    """One that comes twice counts twice."""
+    stop: int
+    """One past the last."""
+
+    ends: tuple[tuple[int, int], tuple[int, int]]
+    """Row and turn of the first and the last chip as they come: of these, some crops can be another window's."""
 
     chips: tuple[tuple[int, RowSet], ...]
     """How often chips came before in the epoch, see `pipeline.mixture`, and which those are; ascending."""
@@ -107,14 +101,21 @@ class Window:
         turns: NDArray[np.int64] | None = None,
         *,
         epoch: int,
-        number: int,
+        first: int,
+        stop: int,
         shard_chips: int,
     ) -> Window:
-        """A window of rows (chip,) in any order, each once in a turn; without turns, all come the first time."""
+        """A window of rows (chip,) in the order they come, each once in a turn; without turns, all the first time."""
         turns = np.zeros_like(rows) if turns is None else turns
         sets = ((turn, np.sort(rows[turns == turn])) for turn in np.unique(turns).tolist())
         chips = tuple((turn, RowSet.of(own, shard_chips=shard_chips)) for turn, own in sets)
-        return cls(epoch=epoch, number=number, num_chips=len(rows), chips=chips)
+        ends = ((int(rows[0]), int(turns[0])), (int(rows[-1]), int(turns[-1])))
+        return cls(epoch=epoch, first=first, stop=stop, ends=ends, chips=chips)
+
+    @property
+    def num_samples(self) -> int:
+        """How many they are."""
+        return self.stop - self.first
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -131,66 +132,82 @@ class Window:
             rows, turns = rows[order], turns[order]
         return rows, turns
 
-    def num_samples(self, crops_per_chip: int) -> int:
-        """Samples of this window."""
-        return self.num_chips * crops_per_chip
 
-
-def plan_epoch(
-    rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder, epoch: int, skip_samples: int = 0
-) -> tuple[Window, ...]:
-    """Cut an epoch into windows of shuffled shards, in the order they are read; every chip is in one of them.
-
-    Of several sources it is as many chips as the epoch takes of each, see `SampleOrder.parts`.
-
-    Counted from the first sample of the run, windows end where a global batch ends, if they have room for one: chips
-    too many for that go into the next window.
+class EpochChips:
+    """The chips of an epoch as they come: shards shuffled, of several sources as many chips as it takes of each.
 
     Args:
         rows: (chip,) rows that hold chips, ascending.
         shard_chips: Rows per shard.
         order: What decides the order.
         epoch: Counted from 0.
-        skip_samples: Samples of the epoch that are not wanted: windows that hold no others are left out.
     """
-    # Windows have the numbers from 1 on.
-    rng = np.random.default_rng([order.seed, epoch, 0])
-    if order.parts:
-        shards = iter(stretches(rows, order.parts, shard_chips=shard_chips, seed=order.seed, epoch=epoch))
-    else:
-        bounds = _shard_bounds(rows, shard_chips)
-        shuffled = rng.permutation(len(bounds) - 1).tolist()
-        shards = (Stretch(rows=rows[bounds[number] : bounds[number + 1]], turn=0) for number in shuffled)
-    groups = _windows(shards, order, _chips_to_fill(order.epoch_chips(len(rows)), order, epoch), rng)
-    # With fewer chips in the last one, the crops of a chip would not be kept apart.
-    at_least = min(order.global_batch, order.window_chips)
-    windows, samples = [], 0
-    for number, group in enumerate(_last_joined(groups, at_least)):
-        samples += group.shape[1] * order.crops_per_chip
-        if samples > skip_samples:
-            windows.append(Window.of(*group, epoch=epoch, number=number, shard_chips=shard_chips))
-    return tuple(windows)
+
+    def __init__(self, rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder, epoch: int) -> None:
+        self.order, self.epoch = order, epoch
+        self._rows, self._shard_chips = rows, shard_chips
+        self._mixed = None
+        if order.parts:
+            self._mixed = stretches(rows, order.parts, shard_chips=shard_chips, seed=order.seed, epoch=epoch)
+            lengths = np.array([len(stretch.rows) for stretch in self._mixed])
+        else:
+            bounds = _shard_bounds(rows, shard_chips)
+            self._starts = np.random.default_rng([order.seed, epoch, 0]).permutation(bounds[:-1])
+            lengths = bounds[np.searchsorted(bounds, self._starts) + 1] - self._starts
+        self._ends = np.cumsum(lengths)
+
+    def window(self, first: int, stop: int) -> Window:
+        """The window of these samples, as they come."""
+        crops = self.order.crops_per_chip
+        first_chip, stop_chip = first // crops, -(-stop // crops)
+        begun, ended = np.searchsorted(self._ends, [first_chip, stop_chip - 1], side="right").tolist()
+        found = [self._stretch(n, shuffled=n in (begun, ended)) for n in range(begun, ended + 1)]
+        begins = int(self._ends[begun - 1]) if begun else 0
+        wanted = slice(first_chip - begins, stop_chip - begins)
+        rows, turns = (np.concatenate(each)[wanted] for each in zip(*found, strict=True))
+        return Window.of(rows, turns, epoch=self.epoch, first=first, stop=stop, shard_chips=self._shard_chips)
+
+    def _stretch(self, number: int, *, shuffled: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The chips of a shard, and how often they came before.
+
+        Shuffled is what can be cut between two windows, in the same way for both: neighbours are not to stay together.
+        """
+        if self._mixed is not None:
+            rows, turn = self._mixed[number].rows, self._mixed[number].turn
+        else:
+            length = self._ends[number] - (self._ends[number - 1] if number else 0)
+            rows, turn = self._rows[self._starts[number] :][:length], 0
+        if shuffled:
+            rows = np.random.default_rng([self.order.seed, self.epoch, 0, 0, number]).permutation(rows)
+        return rows, np.full(len(rows), turn)
 
 
 def sample_order(window: Window, *, order: SampleOrder) -> NDArray[np.int64]:
     """The samples of a window in the order they fill batches.
 
-    Every chip comes once in each of K passes. A pass is shuffled, but a chip comes again only after half a window,
-    and never within a global batch's length where the window has that many chips.
+    Every chip comes once in each of K passes. A pass is shuffled, but a chip comes again only after about half a
+    window, and never within what a lane gives to a global batch where the window has a few chips more than that.
 
     Returns:
         (sample, 2): row and k.
     """
-    rng = np.random.default_rng([order.seed, window.epoch, 1 + window.number])
-    num_rows = window.num_chips
-    distance = max(1, num_rows // 2, order.global_batch if order.global_batch <= num_rows else 0)
-    passes = [rng.permutation(num_rows)]
-    for _ in range(1, order.crops_per_chip):
+    rng = np.random.default_rng([order.seed, window.epoch, 0, 1, window.first])
+    rows, turns = window.rows_and_turns()
+    crops, num_chips = order.crops_per_chip, len(rows)
+    # Those that are missing can all lie between two of a chip.
+    apart = order.lane_share + crops * num_chips - window.num_samples
+    distance = max(1, num_chips // 2, apart if apart <= num_chips else 0)
+    passes = [rng.permutation(num_chips)]
+    for _ in range(1, crops):
         passes.append(_shuffle_apart(passes[-1], distance, rng))
     places = np.concatenate(passes)
-    rows, turns = window.rows_and_turns()
-    k = np.repeat(np.arange(order.crops_per_chip), num_rows) + turns[places] * order.crops_per_chip
-    return np.column_stack([rows[places], k])
+    k = np.repeat(np.arange(crops), num_chips)
+    own = np.full(len(places), True)
+    first, last = (np.flatnonzero((rows == row) & (turns == turn))[0] for row, turn in window.ends)
+    own[(places == first) & (k < window.first % crops)] = False
+    own[(places == last) & (k > (window.stop - 1) % crops)] = False
+    samples: NDArray[np.int64] = np.column_stack([rows[places], k + turns[places] * crops])[own]
+    return samples
 
 
 def crop_windows(
@@ -223,57 +240,13 @@ def crop_windows(
     return ((halves * positions) >> np.uint64(32)).astype(np.int64) * step_px
 
 
-def _chips_to_fill(num_chips: int, order: SampleOrder, epoch: int) -> int:
-    """Chips at an epoch's start whose samples end where a global batch ends, the last one being still unfilled."""
-    common = math.gcd(order.global_batch, order.crops_per_chip)
-    # n chips with (unfilled + n K) % global_batch == 0; `common` divides all three.
-    unfilled = epoch * num_chips * order.crops_per_chip % order.global_batch
-    whole = order.global_batch // common
-    return -(unfilled // common) * pow(order.crops_per_chip // common, -1, whole) % whole
-
-
-def _windows(
-    shards: Iterable[Stretch], order: SampleOrder, to_fill: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
-    """(2, chip) rows and turns of shards in groups that end with a global batch, but for the last one."""
-    step = order.global_batch // math.gcd(order.global_batch, order.crops_per_chip)
-    held: list[NDArray[np.int64]] = []
-    num_held = num_before = 0
-    for shard in shards:
-        held.append(np.stack([shard.rows, np.full_like(shard.rows, shard.turn)]))
-        num_held += len(shard.rows)
-        if num_held >= order.window_chips:
-            too_many = (num_before + num_held - to_fill) % step
-            taken = num_held - too_many if too_many < num_held else num_held
-            # What does not fit comes from the newest shard: the next window reads it beside others.
-            held[-1] = held[-1][:, rng.permutation(held[-1].shape[1])]
-            group = np.concatenate(held, axis=1)
-            yield group[:, :taken]
-            held, num_held, num_before = [group[:, taken:]], num_held - taken, num_before + taken
-    if num_held:
-        yield np.concatenate(held, axis=1)
-
-
-def _last_joined(groups: Iterable[NDArray[np.int64]], at_least: int) -> Iterator[NDArray[np.int64]]:
-    """(2, chip) each; the last one joined to the one before it if it is smaller than that."""
-    held: list[NDArray[np.int64]] = []
-    for group in groups:
-        held.append(group)
-        if len(held) > 2:
-            yield held.pop(0)
-    if len(held) == 2 and held[-1].shape[1] < at_least:
-        held = [np.concatenate(held, axis=1)]
-    yield from held
-
-
-def _shard_bounds(rows: NDArray[np.int64], shard_chips: int) -> list[int]:
+def _shard_bounds(rows: NDArray[np.int64], shard_chips: int) -> NDArray[np.int64]:
     """Where each shard that has rows begins among them, and where the last one ends."""
     # Found, not computed row by row: that would take several times the memory of the rows.
     first, last = int(rows[0]) // shard_chips, int(rows[-1]) // shard_chips
     starts = np.searchsorted(rows, np.arange(first, last + 1) * shard_chips)
     # A shard without rows begins where the next one does.
-    bounds: list[int] = np.unique(np.append(starts, len(rows))).tolist()
-    return bounds
+    return np.unique(np.append(starts, len(rows)))
 
 
 def _shuffle_apart(chips: NDArray[np.int64], distance: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch_buffers import Allocate, BatchBuffers
-from pipeline.feed import MODEL_ARRAYS, MODEL_COLUMNS, Batch, ChipSource, Feed, corners_of
+from pipeline.feed import MODEL_ARRAYS, MODEL_COLUMNS, Batch, ChipSource, Feed, rank_samples
 from pipeline.layout import ArraySpec, Layout
-from pipeline.positions import Piece
+from pipeline.positions import Span, rank_lanes
 from pipeline.shard_reader import ChipShards, ShardReader
 from pipeline.store import Store
 from pipeline.types import ChipArrays
@@ -57,7 +57,7 @@ class Chip:
     row: int
     epoch: int
     opens: int
-    """The first batch that has to have room before the chip is begun: its own, or the first of its window."""
+    """The first batch that has to have room before the chip is begun: its own, or the first of its span."""
 
     samples: tuple[Sample, ...]
 
@@ -75,8 +75,8 @@ def rank_batches(
     """A rank's part of every global batch from where a run stands to its end; read ahead, in threads.
 
     The arrays of a batch are used again as soon as the next one is asked for. In memory are, of a local store and with
-    one crop per chip, `ahead` batches and one; else the crops of about two windows, divided by the ranks, and of an
-    object store four shards as they are stored, or what is wanted of them.
+    one crop per chip, `ahead` batches and one; else the rank's part of about two spans, which are two windows where
+    there are as many lanes as ranks, and of an object store four shards as they are stored, or what is wanted of them.
 
     Args:
         feed: What is fed.
@@ -91,18 +91,19 @@ def rank_batches(
     store = feed.open()
     specs = {name: spec for name, spec in store.layout.arrays().items() if name in MODEL_ARRAYS}
     local = all(Store.open(each.url).is_local for each in feed.sources)
-    # A crop of a batch that comes later is cut when its chip is decoded for the first: the whole window is open then.
+    # A crop of a batch that comes later is cut when its chip is decoded for the first: the whole span is open then.
     scattered = feed.crops_per_chip > 1 or not local
-    lead = max(ahead, -(-feed.window_chips * feed.crops_per_chip // feed.global_batch)) if scattered else ahead
-    pieces = (
-        chips_of(piece, feed=feed, layout=store.layout, rank=rank, scattered=scattered)
+    lead = max(ahead, feed.order.window_batches) if scattered else ahead
+    lanes = rank_lanes(feed.order, rank=rank, ranks=feed.ranks)
+    spans = (
+        chips_of(span, feed=feed, layout=store.layout, rank=rank, scattered=scattered)
         for epoch in range(source.course.epoch_of(seen), epochs)
-        for piece in source.plan(epoch)
+        for span in source.plan(epoch, lanes)
     )
     first, end = (samples // feed.global_batch for samples in (seen, source.course.seen_after(epochs)))
     buffers = BatchBuffers(lambda: _buffer(specs, feed, allocate), size=feed.batch_size, first=first, lead=lead)
     with ThreadPoolExecutor(-(-_OBJECTS_IN_FLIGHT // len(specs)), "fetch") as fetching:
-        coming = _opened(store, specs, pieces) if local else _fetched(store, specs, visits(pieces, store), fetching)
+        coming = _opened(store, specs, spans) if local else _fetched(store, specs, visits(spans, store), fetching)
         turn = threading.Lock()
         workers = [
             threading.Thread(target=_work, args=(coming, turn, buffers, feed.crop_px), name=f"feed-{n}", daemon=True)
@@ -120,32 +121,27 @@ def rank_batches(
                 worker.join()
 
 
-def chips_of(piece: Piece, *, feed: Feed, layout: Layout, rank: int, scattered: bool) -> list[Chip]:
-    """The chips of a rank's samples in a piece, in the order of their first use."""
-    samples = piece.samples(feed.order)
-    positions = np.arange(piece.position, piece.position + len(samples))
-    blocks, places = np.divmod(positions, feed.batch_size)
-    own = np.flatnonzero(blocks % feed.ranks == rank)
-    epoch = piece.window.epoch
-    corners = corners_of(samples[own], epoch, feed=feed, layout=layout)
-    batches = blocks[own] // feed.ranks
-    by_row: dict[int, list[Sample]] = {}
-    columns = np.column_stack([samples[own], corners, batches, places[own], positions[own]])
-    for row, k, y_px, x_px, batch, place, position in columns.tolist():
+def chips_of(span: Span, *, feed: Feed, layout: Layout, rank: int, scattered: bool) -> list[Chip]:
+    """The chips of a rank's samples in a span, in the order of their first use."""
+    samples = rank_samples(span, feed=feed, layout=layout, rank=rank)
+    by_chip: dict[tuple[int, int], list[Sample]] = {}
+    columns = np.column_stack(
+        [samples.row, samples.epoch, samples.k, samples.corner, samples.batch, samples.place, samples.position]
+    )
+    for row, epoch, k, y_px, x_px, batch, place, position in columns[np.argsort(samples.position)].tolist():
         sample = Sample(k=k, y_px=y_px, x_px=x_px, batch=batch, place=place, position=position)
-        by_row.setdefault(row, []).append(sample)
-    first = int(batches[0]) if len(batches) else 0
+        by_chip.setdefault((row, epoch), []).append(sample)
     return [
-        Chip(row=row, epoch=epoch, opens=first if scattered else each[0].batch, samples=tuple(each))
-        for row, each in by_row.items()
+        Chip(row=row, epoch=epoch, opens=span.first if scattered else each[0].batch, samples=tuple(each))
+        for (row, epoch), each in by_chip.items()
     ]
 
 
-def visits(pieces: Iterable[list[Chip]], store: ChipShards) -> Iterator[tuple[int, list[Chip]]]:
+def visits(spans: Iterable[list[Chip]], store: ChipShards) -> Iterator[tuple[int, list[Chip]]]:
     """Shards in the order in which they are fetched, each with its chips.
 
-    A shard whose chips are in two windows that follow each other comes last in the one and first in the other, so that
-    it is fetched once for both.
+    A shard whose chips are in two spans that follow each other comes last in the one and first in the other, so that it
+    is fetched once for both.
     """
 
     def by_shard(chips: list[Chip]) -> dict[int, list[Chip]]:
@@ -156,7 +152,7 @@ def visits(pieces: Iterable[list[Chip]], store: ChipShards) -> Iterator[tuple[in
 
     def in_order() -> Iterator[tuple[int, list[Chip]]]:
         last: int | None = None
-        for shards, following in pairwise(chain(map(by_shard, pieces), [{}])):
+        for shards, following in pairwise(chain(map(by_shard, spans), [{}])):
             order = sorted(shards, key=lambda shard: (shard != last, shard in following))
             for last in order:
                 yield last, shards[last]
@@ -166,11 +162,11 @@ def visits(pieces: Iterable[list[Chip]], store: ChipShards) -> Iterator[tuple[in
 
 
 def _opened(
-    store: ChipShards, arrays: Iterable[str], pieces: Iterable[list[Chip]]
+    store: ChipShards, arrays: Iterable[str], spans: Iterable[list[Chip]]
 ) -> Iterator[tuple[ShardReader, Chip]]:
     """Of a local store: chips as they are needed, wherever they lie."""
     opened = lru_cache(_OPEN_SHARDS)(lambda shard: ShardReader(store, shard, arrays, []))
-    for chips in pieces:
+    for chips in spans:
         for chip in chips:
             yield opened(chip.row // store.layout.shard_chips), chip
 

@@ -1,9 +1,14 @@
 """Where a run stands: its samples in one row, epoch after epoch, cut into global batches; pure arithmetic.
 
-Sample q of a run is sample q mod T of epoch q div T, where T samples are an epoch; global batch g is samples g G to
-(g + 1) G, whatever the number of ranks. So the remainder of an epoch below a global batch is carried into the next
-epoch, and only at the very end can samples be left over. As the order of every epoch follows from the seed, *the
-number of samples seen is the whole position of a run*: what is still to come follows from it, on however many ranks.
+Sample q of a run is in global batch q div G, whatever the number of ranks, and batch by batch a run goes through epoch
+after epoch, T samples each. The remainder of an epoch below a global batch is carried into the next epoch, and only at
+the very end can samples be left over. As the order of every epoch follows from the seed, *the number of samples seen is
+the whole position of a run*: what is still to come follows from it, on however many ranks.
+
+The samples of the B batches that are counted to an epoch, the carried ones first, are cut into lanes of equal length,
+one after the other; batch b is made of the b-th part of every lane. Lanes are cut into windows at the same batches, and
+so a *span*, the windows of all lanes between two of these batches, is what ranks can read apart from each other: rank r
+takes the r-th part of every batch, which where there are as many lanes as ranks is a lane of its own.
 
 The other way, to keep the ids that each rank has seen and to plan what is missing, needs no fixed order, but a file
 of ids per rank in every checkpoint, and resumes with other batches than the undisturbed run would have had. The price
@@ -14,13 +19,14 @@ and the training loop checks it: a run that would stray stops instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.epochs import SampleOrder, Window, plan_epoch, sample_order
+from pipeline.epochs import EpochChips, SampleOrder, Window, sample_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +69,10 @@ class Piece:
     stop: int
     """One past the last."""
 
-    position: int
-    """Of the first sample in the run."""
+    lane: int
+
+    offset: int
+    """Of the first sample in its lane, counted from the start of the run."""
 
     @property
     def num_samples(self) -> int:
@@ -75,10 +83,64 @@ class Piece:
         """(sample, 2): row and k."""
         return sample_order(self.window, order=order)[self.start : self.stop]
 
+    def positions(self, order: SampleOrder) -> NDArray[np.int64]:
+        """(sample,) where each is in the run."""
+        batches, places = np.divmod(self.offset + np.arange(self.num_samples), order.lane_share)
+        return batches * order.global_batch + self.lane * order.lane_share + places
 
-def plan_pieces(
-    rows: NDArray[np.int64], *, shard_chips: int, order: SampleOrder, epoch: int, seen: int = 0
-) -> list[Piece]:
+    def between(self, first: int, stop: int, order: SampleOrder) -> Piece | None:
+        """What it has for the global batches from `first` to before `stop`, counted in the run."""
+        start = max(self.start, self.start + first * order.lane_share - self.offset)
+        end = min(self.stop, self.start + stop * order.lane_share - self.offset)
+        if start >= end:
+            return None
+        return replace(self, start=start, stop=end, offset=self.offset + start - self.start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Consecutive global batches, whose samples are whole windows of every lane, or what is left of them."""
+
+    first: int
+    """Number of the first batch in the run."""
+
+    stop: int
+    """One past the last."""
+
+    pieces: tuple[Piece, ...]
+    """Lane after lane, of those that are wanted."""
+
+    @property
+    def num_batches(self) -> int:
+        """How many they are."""
+        return self.stop - self.first
+
+    def between(self, first: int, stop: int, order: SampleOrder) -> Span:
+        """Some of its batches."""
+        first, stop = max(first, self.first), min(stop, self.stop)
+        pieces = (piece.between(first, stop, order) for piece in self.pieces)
+        return Span(first=first, stop=stop, pieces=tuple(piece for piece in pieces if piece))
+
+    def of_lanes(self, lanes: range) -> Span:
+        """The same batches, of some lanes."""
+        return replace(self, pieces=tuple(piece for piece in self.pieces if piece.lane in lanes))
+
+
+def rank_lanes(order: SampleOrder, *, rank: int, ranks: int) -> range:
+    """The lanes from which a rank's part of every global batch is."""
+    size = order.global_batch // ranks
+    return range(rank * size // order.lane_share, -(-(rank + 1) * size // order.lane_share))
+
+
+def plan_spans(
+    rows: NDArray[np.int64],
+    *,
+    shard_chips: int,
+    order: SampleOrder,
+    epoch: int,
+    seen: int = 0,
+    lanes: range | None = None,
+) -> Iterator[Span]:
     """What is to be read for the global batches that are counted to an epoch, without those seen already.
 
     Args:
@@ -87,55 +149,47 @@ def plan_pieces(
         order: What decides the order.
         epoch: Counted from 0.
         seen: Samples of the run that were seen.
+        lanes: That are wanted; unset: all.
 
     Raises:
         ValueError: An epoch has fewer samples than a global batch.
     """
-    epoch_samples = order.epoch_chips(len(rows)) * order.crops_per_chip
-    course = Course(epoch_samples=epoch_samples, global_batch=order.global_batch)
-    first, last = max(seen, course.seen_after(epoch)), course.seen_after(epoch + 1)
-    carried = first < epoch * course.epoch_samples
-    pieces = []
-    for of_epoch in (epoch - 1, epoch) if carried else (epoch,):
-        end_of_epoch = (of_epoch + 1) * course.epoch_samples
-        windows = plan_epoch(
-            rows,
-            shard_chips=shard_chips,
-            order=order,
-            epoch=of_epoch,
-            skip_samples=first - of_epoch * course.epoch_samples,
-        )
-        start = end_of_epoch - sum(window.num_samples(order.crops_per_chip) for window in windows)
-        for window in windows:
-            stop = start + window.num_samples(order.crops_per_chip)
-            if (wanted := max(start, first)) < (end := min(stop, last)):
-                pieces.append(Piece(window=window, start=wanted - start, stop=end - start, position=wanted))
-            start = stop
-    return pieces
-
-
-def share_out(pieces: Sequence[Piece], *, at_least: int, multiple_of: int) -> Iterator[list[Piece]]:
-    """Group consecutive pieces into parts of so many samples, each of them whole blocks, perhaps but for the last.
-
-    A piece in which no block ends where it does is cut in two; chips with samples in both are decoded twice.
-
-    Args:
-        pieces: Of an epoch.
-        at_least: Samples that are worth a task.
-        multiple_of: Samples of a block.
-    """
-    group: list[Piece] = []
-    held = 0
-    for piece in pieces:
-        group.append(piece)
-        held += piece.num_samples
-        too_many = held % multiple_of
-        if held < at_least or too_many >= piece.num_samples:
+    course = Course(epoch_samples=order.epoch_chips(len(rows)) * order.crops_per_chip, global_batch=order.global_batch)
+    begin, end = course.seen_after(epoch), course.seen_after(epoch + 1)
+    carried = epoch * course.epoch_samples - begin
+    # Where in the samples of these batches an epoch's own are, and which of the epoch's the first of them is.
+    sources = [(0, carried, course.epoch_samples - carried, epoch - 1)] if carried else []
+    sources.append((carried, end - begin, 0, epoch))
+    chips = {of: EpochChips(rows, shard_chips=shard_chips, order=order, epoch=of) for *_, of in sources}
+    first_batch, num_batches = begin // order.global_batch, (end - begin) // order.global_batch
+    num_spans = max(1, num_batches // order.window_batches)
+    bounds = [number * num_batches // num_spans for number in range(num_spans + 1)]
+    share, to_come = order.lane_share, seen // order.global_batch
+    for first, stop in pairwise(bounds):
+        if first_batch + stop <= to_come:
             continue
-        cut = piece.num_samples - too_many
-        group[-1] = replace(piece, stop=piece.start + cut)
-        yield group
-        rest = replace(piece, start=piece.start + cut, position=piece.position + cut)
-        group, held = ([rest] if too_many else []), too_many
-    if group:
-        yield group
+        pieces = []
+        for lane in range(order.lanes) if lanes is None else lanes:
+            own = [(lane * num_batches + batch) * share for batch in (first, stop)]
+            for lower, upper, base, of in sources:
+                start, past = max(own[0], lower), min(own[1], upper)
+                if start < past:
+                    window = chips[of].window(base + start - lower, base + past - lower)
+                    offset = (first_batch + first) * share + start - own[0]
+                    pieces.append(Piece(window=window, start=0, stop=past - start, lane=lane, offset=offset))
+        span = Span(first=first_batch + first, stop=first_batch + stop, pieces=tuple(pieces))
+        yield span.between(to_come, span.stop, order)
+
+
+def rank_spans(span: Span, order: SampleOrder, *, ranks: int) -> Iterator[tuple[Span, ...]]:
+    """A span cut for ranks: each time some of its batches, in as many parts as there are ranks, in their order.
+
+    So few batches that a rank with several lanes reads about as many samples as a window has: chips whose crops are in
+    several of these are then decoded several times.
+    """
+    lanes = [rank_lanes(order, rank=rank, ranks=ranks) for rank in range(ranks)]
+    cuts = min(span.num_batches, max(map(len, lanes)))
+    bounds = [span.first + number * span.num_batches // cuts for number in range(cuts + 1)]
+    for first, stop in pairwise(bounds):
+        part = span.between(first, stop, order)
+        yield tuple(part.of_lanes(own) for own in lanes)

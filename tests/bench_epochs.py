@@ -19,6 +19,7 @@ import time
 import numpy as np
 from ray import cloudpickle
 
+from pipeline.epochs import usual_window
 from pipeline.feed import ChipSource, Feed
 from pipeline.layout import Layout
 from pipeline.store import Store
@@ -44,7 +45,9 @@ def synthetic_rows(num_chips: int) -> np.ndarray:
 def plan(num_chips: int, crops_per_chip: int, url: str) -> dict[str, float]:
     """Plan an epoch and pack its read tasks, as Ray does before it can start one."""
     Store.create(url, Layout())
-    feed = Feed(url=url, version=1, global_batch=GLOBAL_BATCH, ranks=RANKS, crops_per_chip=crops_per_chip)
+    window = usual_window(crops_per_chip)
+    feed = Feed(url=url, version=1, global_batch=GLOBAL_BATCH, lanes=RANKS, ranks=RANKS, window_chips=window,
+                crops_per_chip=crops_per_chip)  # fmt: skip
     rows = synthetic_rows(num_chips)
     source = ChipSource(feed)
     source.__dict__["rows"] = rows

@@ -30,7 +30,7 @@ from tests.conftest import ROOT
 from tests.feed_data import make_chips, write_long_store
 from tests.feed_ways import WAYS
 
-NUM_CHIPS, NUM_ROWS = 512, 4096
+NUM_CHIPS, NUM_ROWS = 512, 16384
 ROUNDS = 5
 CROPS_PX = (120, 180)
 LITDATA = ("litdata==0.2.76", "lightning-utilities", "tifffile", "boto3", "botocore", "s3transfer", "jmespath",

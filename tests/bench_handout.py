@@ -34,7 +34,7 @@ BATCH = 16
 SAMPLE_BYTES = 8192
 """A block is above what Ray sends without its object store."""
 
-BLOCKS_PER_TASK = 20
+BLOCKS_PER_TASK = 1
 
 
 class Zeros(Datasource):
@@ -105,8 +105,9 @@ def hand_out(num_workers: int, num_blocks: int) -> dict[str, float]:
 def put_tasks(url: str, num_tasks: int) -> tuple[float, float]:
     """Wall and CPU milliseconds to put a read task of the feed, measured over so many."""
     Store.create(url, Layout())
-    source = ChipSource(Feed(url=url, version=1, global_batch=7168, ranks=64))
-    source.__dict__["rows"] = np.arange(2048 * num_tasks)
+    feed = Feed(url=url, version=1, global_batch=7168, lanes=64, ranks=64)
+    source = ChipSource(feed)
+    source.__dict__["rows"] = np.arange(feed.order.window_batches * feed.batch_size * num_tasks)
     tasks = source.get_read_tasks(1)
     start, busy = time.perf_counter(), time.process_time()
     held = [ray.put(task) for task in tasks]

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.epochs import usual_window
 from pipeline.feed import MODEL_ARRAYS, Feed, training_samples
 from pipeline.layout import Layout
 from pipeline.local_feed import rank_batches
@@ -96,16 +97,18 @@ def memmap_threads(folder: Path, num_crops: int, crop_px: int) -> int:
     return num_crops
 
 
-def feed_of(folder: Path, codec: str, num_crops: int, crop_px: int, crops_per_chip: int) -> Feed:
+def feed_of(folder: Path, codec: str, crop_px: int, crops_per_chip: int) -> Feed:
     """Of the store with this codec."""
     url = str(folder / f"{codec}.zarr")
-    return Feed(url=url, version=1, crop_px=crop_px, crops_per_chip=crops_per_chip, global_batch=BATCH)
+    window = usual_window(crops_per_chip)
+    how = {"crop_px": crop_px, "crops_per_chip": crops_per_chip, "global_batch": BATCH, "window_chips": window}
+    return Feed(url=url, version=1, **how)
 
 
 def in_process(codec: str, crops_per_chip: int, folder: Path, num_crops: int, crop_px: int) -> int:
     """The feed within the process."""
-    feed = feed_of(folder, codec, num_crops, crop_px, crops_per_chip)
-    batches = rank_batches(feed, rank=0, epochs=-(-num_crops // (4096 * crops_per_chip)), threads=WORKERS)
+    feed = feed_of(folder, codec, crop_px, crops_per_chip)
+    batches = rank_batches(feed, rank=0, epochs=1, threads=WORKERS)
     return sum(len(batch["row"]) for batch in batches)
 
 
@@ -118,19 +121,19 @@ def ray_data(codec: str, crops_per_chip: int, folder: Path, crop_px: int) -> Any
                  object_store_memory=2_000_000_000)  # fmt: skip
         ray.data.DataContext.get_current().enable_progress_bars = False
         ray.data.DataContext.get_current().execution_options.preserve_order = True
-    return training_samples(feed_of(folder, codec, 0, crop_px, crops_per_chip))
+    return training_samples(feed_of(folder, codec, crop_px, crops_per_chip))
 
 
 def through_ray(codec: str, crops_per_chip: int, folder: Path, num_crops: int, crop_px: int) -> int:
-    """The feed through Ray Data."""
+    """The feed through Ray Data, as workers take it on CPUs."""
     dataset = ray_data(codec, crops_per_chip, folder, crop_px)
-    return sum(len(batch["row"]) for batch in dataset.iter_torch_batches(batch_size=BATCH))
+    return sum(len(batch["row"]) for batch in dataset.iter_batches(batch_size=BATCH, batch_format="numpy"))
 
 
 def by_zarr(folder: Path, num_crops: int, crop_px: int) -> int:
     """Chip by chip with zarr-python; a few say enough."""
     store, rng = Store.open(str(folder / "lz4.zarr")), np.random.default_rng(0)
-    rows = rng.permutation(4096)[:64].tolist()
+    rows = rng.permutation(num_crops)[:64].tolist()
     for row in rows:
         cut(store.read_chip(row), rng, crop_px)
     return len(rows)

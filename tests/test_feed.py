@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.feed import (
     ChipSource,
     Feed,
     cut_batches,
+    keep_rows,
     read_chips,
     training_samples,
 )
@@ -114,14 +116,23 @@ def samples_of(batch: Batch) -> list[Sample]:
 
 
 def planned(source: ChipSource, epoch: int) -> list[list[Sample]]:
-    """Samples by batch, as the pure functions have them."""
-    samples = [
-        (piece.position + n, piece.window.epoch, int(row), int(k))
-        for piece in source.plan(epoch)
-        for n, (row, k) in enumerate(piece.samples(source.feed.order))
-    ]
+    """Samples by batch, of all ranks, as the pure functions have them."""
+    samples = sorted(
+        (position, piece.window.epoch, row, k)
+        for span in source.plan(epoch)
+        for piece in span.pieces
+        for position, (row, k) in zip(
+            piece.positions(source.feed.order).tolist(), piece.samples(source.feed.order).tolist(), strict=True
+        )
+    )
     size = source.feed.batch_size
     return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
+def cut_epoch(source: ChipSource, epoch: int) -> list[Batch]:
+    """The batches of an epoch, cut where no Ray is."""
+    store = source.feed.open()
+    return [batch for span in source.plan(epoch) for batch in cut_batches(store, span, feed=source.feed)]
 
 
 def assert_pixels_are_the_stores(batch: Batch, store: Store, feed: Feed) -> None:
@@ -143,9 +154,9 @@ def test_crops_are_those_zarr_reads(tmp_path: Path, codec: str) -> None:
     write_version(str(tmp_path / "store"), 1, range(NUM_ROWS), layout)
     feed = feed_of(str(tmp_path / "store"), global_batch=40)
     store, source = Store.open(feed.url), ChipSource(feed)
-    first = list(cut_batches(store, source.plan(0), feed=feed))
+    first = cut_epoch(source, 0)
     # The 24 of 144 samples that are no whole batch begin the next epoch.
-    spanning, *_ = second = list(cut_batches(store, source.plan(1), feed=feed))
+    spanning, *_ = second = cut_epoch(source, 1)
     assert spanning["epoch"].tolist() == [0] * 24 + [1] * 16
     for batch in (*first, spanning):
         assert_pixels_are_the_stores(batch, store, feed)
@@ -163,7 +174,7 @@ def test_only_written_chips_of_the_split_are_fed(url: str) -> None:
 def test_arrays_a_store_lacks_are_left_out(tmp_path: Path) -> None:
     write_version(str(tmp_path / "store"), 1, range(20), Layout(side_px=36, shard_chips=16, has_optical=False))
     feed = feed_of(str(tmp_path / "store"))
-    batch = next(cut_batches(Store.open(feed.url), ChipSource(feed).plan(0), feed=feed))
+    batch = cut_epoch(ChipSource(feed), 0)[0]
     assert batch.keys() == {"radar", "row", "k", "epoch", "position"}
     assert batch["radar"].shape == (8, 2, CROP_PX, CROP_PX)
 
@@ -197,7 +208,7 @@ def test_every_execution_is_the_next_epoch_in_whole_batches_from_where_the_run_s
     dataset = training_samples(feed, seen=seen)
     got = []
     for epoch in (5, 6, 7):
-        batches: list[Batch] = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+        batches: list[Batch] = list(dataset.iter_batches(batch_size=40, batch_format="numpy"))
         got += [samples_of(batch) for batch in batches]
         assert got[-len(batches) :] == planned(source, epoch)[-len(batches) :]
         assert {len(batch["row"]) for batch in batches} == {40}
@@ -217,9 +228,11 @@ def test_every_execution_is_the_next_epoch_in_whole_batches_from_where_the_run_s
     }
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_are_dealt_their_parts_of_every_global_batch_in_order(url: str, cluster: None, ranks: int) -> None:
-    feed = feed_of(url, global_batch=12, ranks=ranks)
+@pytest.mark.parametrize(("ranks", "lanes"), [(2, 1), (2, 4), (3, 3), (4, 2)])
+def test_ranks_are_dealt_their_parts_of_every_global_batch_in_order(
+    url: str, cluster: None, ranks: int, lanes: int
+) -> None:
+    feed = feed_of(url, global_batch=12, ranks=ranks, lanes=lanes)
     source = ChipSource(feed)
 
     def consume(part: ray.data.DataIterator) -> list[list[list[Sample]]]:
@@ -233,6 +246,40 @@ def test_ranks_are_dealt_their_parts_of_every_global_batch_in_order(url: str, cl
         expected = planned(source, epoch)[0 if epoch else 2 * ranks :]
         for rank in range(ranks):
             assert parts[rank][epoch] == expected[rank::ranks]
+
+
+def test_ranks_can_have_datasets_of_their_own(url: str, cluster: None) -> None:
+    feed = feed_of(url, global_batch=12, ranks=4, lanes=4)
+    expected = planned(ChipSource(feed), 0)
+    for members in ([0, 1], [2], [3]):
+        dataset = training_samples(feed, members=members)
+        batches = dataset.iter_batches(batch_size=feed.batch_size, batch_format="numpy")
+        got = [samples_of(batch) for batch in batches]
+        if len(members) == 1:
+            assert got == expected[members[0] :: 4]
+        else:
+            # Blocks of several batches, in turn.
+            assert sorted(got) == sorted(batch for rank in members for batch in expected[rank::4])
+
+
+def test_rows_that_a_run_keeps_are_not_looked_for_again(url: str, tmp_path: Path) -> None:
+    feed = feed_of(url)
+    kept = keep_rows(feed, str(tmp_path))
+    # What is there stays: a run goes on with what it began with.
+    assert keep_rows(replace(feed, split="val"), str(tmp_path)).rows_in == kept.rows_in
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.feed.choose_all", lambda *args, **how: pytest.fail("looked for"))
+        assert ChipSource(kept).rows.tolist() == TRAIN_ROWS
+    assert kept.order == feed.order
+
+
+def test_as_many_tasks_are_said_as_there_are(url: str) -> None:
+    for ranks, lanes, members in ((1, 1, None), (2, 4, None), (4, 4, [1, 2]), (4, 2, None)):
+        source = ChipSource(feed_of(url, global_batch=12, ranks=ranks, lanes=lanes), seen=24, members=members)
+        tasks = source.get_read_tasks(1)
+        assert source.num_tasks() == len(tasks) > 0
+        samples = sum(task.metadata.num_rows for task in tasks)
+        assert samples == (source.course.epoch_samples - 24) // 12 * 12 * len(source.members) // ranks
 
 
 def test_whole_chips_come_once_each_in_the_order_of_rows(url: str, cluster: None) -> None:

@@ -109,7 +109,7 @@ def test_an_imported_version_is_checked_and_summed_up_as_any_other(ssl4eo: Versi
 def test_the_model_trains_and_encodes_from_an_imported_store(ssl4eo: Version) -> None:
     check_units(Store.open(ssl4eo.url).layout, SSL4EO_S12)
     feed = Feed(url=ssl4eo.url, version=1, crop_px=120, crops_per_chip=2, global_batch=2)
-    (first, *_) = training_samples(feed).iter_batches(batch_size=None, batch_format="numpy")
+    (first, *_) = training_samples(feed).iter_batches(batch_size=2, batch_format="numpy")
     (whole,) = read_chips(ssl4eo.url, batch_size=2).iter_batches(batch_size=None, batch_format="numpy")
     torch.manual_seed(0)
     croma = Croma(

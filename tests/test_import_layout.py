@@ -20,10 +20,10 @@ from model.croma import Croma, CromaConfig
 from model.normalisation import SSL4EO_S12
 from model.preprocessing import prepare
 from pipeline.bands import NATIVE_GROUPS
-from pipeline.epochs import Window, crop_windows, sample_order
+from pipeline.epochs import crop_windows, sample_order
 from pipeline.feed import Feed, cut_batches, whole_batches
 from pipeline.layout import Layout
-from pipeline.positions import Piece
+from pipeline.positions import plan_spans
 from pipeline.store import Store
 from tests.sample_chips import make_chip
 
@@ -99,13 +99,13 @@ def test_any_window_of_such_a_store_can_be_read(fine_store: Store) -> None:
 
 def test_the_feed_cuts_crops_of_any_size_at_any_pixel(fine_store: Store) -> None:
     feed = Feed(url=fine_store.url, version=1, crop_px=31, crops_per_chip=20, global_batch=16)
-    window = Window.of(np.arange(4), epoch=3, number=0, shard_chips=FINE.shard_chips)
-    samples = sample_order(window, order=feed.order)
+    (span,) = plan_spans(np.arange(4), shard_chips=FINE.shard_chips, order=feed.order, epoch=3)
+    samples = sample_order(span.pieces[0].window, order=feed.order)
     corners = crop_windows(samples, seed=0, epoch=3, side_px=64, crop_px=31, step_px=1)
     assert {*np.unique(corners % 6)} == set(range(6))
     assert corners.min() >= 0
     assert corners.max() <= 64 - 31
-    batches = list(cut_batches(fine_store, [Piece(window=window, start=0, stop=80, position=0)], feed=feed))
+    batches = list(cut_batches(fine_store, span, feed=feed))
     for name in ("b10", "b20", "b60", "radar"):
         crops = np.concatenate([batch[name] for batch in batches])
         for (row, _), (y, x), crop in zip(samples, corners, crops, strict=True):

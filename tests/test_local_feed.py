@@ -19,7 +19,7 @@ from pipeline.layout import Layout
 from pipeline.local_feed import chips_of, rank_batches, visits
 from pipeline.mixture import Part
 from pipeline.objects import Objects
-from pipeline.positions import share_out
+from pipeline.positions import rank_spans
 from pipeline.sources import Source
 from pipeline.store import Store
 from tests.test_feed import LAYOUT, NUM_ROWS, TRAIN_ROWS, feed_of, write_version
@@ -34,15 +34,15 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def dealt(feed: Feed, seen: int, epochs: int) -> list[list[Batch]]:
-    """By rank: the batches that read tasks make, dealt out in turn."""
+    """By rank: the batches that its read tasks make."""
     source, store = ChipSource(feed, seen=seen), feed.open()
-    blocks = [
-        batch
-        for epoch in range(source.course.epoch_of(seen), epochs)
-        for pieces in share_out(source.plan(epoch), at_least=40, multiple_of=feed.batch_size)
-        for batch in cut_batches(store, pieces, feed=feed)
-    ]
-    return [blocks[rank :: feed.ranks] for rank in range(feed.ranks)]
+    by_rank: list[list[Batch]] = [[] for _ in range(feed.ranks)]
+    for epoch in range(source.course.epoch_of(seen), epochs):
+        for span in source.plan(epoch):
+            for parts in rank_spans(span, feed.order, ranks=feed.ranks):
+                for rank, part in enumerate(parts):
+                    by_rank[rank] += cut_batches(store, part, feed=feed, rank=rank)
+    return by_rank
 
 
 def copied(batches: Any) -> list[Batch]:
@@ -53,6 +53,7 @@ def copied(batches: Any) -> list[Batch]:
     codec=st.sampled_from(["lz4", "none"]),
     ranks=st.sampled_from([1, 2, 3, 4]),
     crops_per_chip=st.integers(1, 4),
+    lanes=st.sampled_from([1, 2, 3, 4, 6]),
     window_chips=st.integers(1, 60),
     crop_px=st.sampled_from([6, 24, 36]),
     steps_seen=st.integers(0, 8),
@@ -60,15 +61,16 @@ def copied(batches: Any) -> list[Batch]:
     ahead=st.integers(1, 5),
     fetched=st.booleans(),
 )
-@example("none", 3, 1, 24, 24, 3, 2, 1, False)
-@example("lz4", 4, 3, 24, 24, 5, 4, 4, False)
-@example("lz4", 2, 1, 20, 24, 5, 4, 1, True)
+@example("none", 3, 1, 1, 24, 24, 3, 2, 1, False)
+@example("lz4", 4, 3, 4, 24, 24, 5, 4, 4, False)
+@example("lz4", 2, 1, 4, 20, 24, 5, 4, 1, True)
 @settings(max_examples=40)
 def test_a_rank_gets_what_ray_data_would_have_dealt_it(
     urls: dict[str, str],
     codec: str,
     ranks: int,
     crops_per_chip: int,
+    lanes: int,
     window_chips: int,
     crop_px: int,
     steps_seen: int,
@@ -81,6 +83,7 @@ def test_a_rank_gets_what_ray_data_would_have_dealt_it(
         ranks=ranks,
         global_batch=12,
         crops_per_chip=crops_per_chip,
+        lanes=lanes,
         window_chips=window_chips,
         crop_px=crop_px,
     )
@@ -105,8 +108,8 @@ def test_a_rank_gets_what_ray_data_would_have_dealt_it(
         arrays_of_a_batch = len(got[0])
         held = ahead + 1
         if fetched or crops_per_chip > 1:
-            # Chips of the last shard are not divided, and a short last window goes with the one before.
-            held += 1 + (2 * window_chips + 16 + 12) * crops_per_chip // 12
+            # Spans have fewer than twice these, and one is begun while another is not taken to its end.
+            held += 3 * feed.order.window_batches
         assert len(made) <= arrays_of_a_batch * held, "more batches were held than were said"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed-")]
 
@@ -150,14 +153,14 @@ def test_threads_end_where_no_more_is_wanted_and_errors_reach_who_takes(tmp_path
 
 
 def test_a_shard_that_two_windows_share_is_fetched_once_for_both(urls: dict[str, str]) -> None:
-    feed = feed_of(urls["lz4"], crops_per_chip=1, global_batch=12, window_chips=13)
+    feed = feed_of(urls["lz4"], crops_per_chip=1, global_batch=12, window_chips=12)
     source, store = ChipSource(feed), Store.open(feed.url)
-    pieces = [chips_of(piece, feed=feed, layout=LAYOUT, rank=0, scattered=True) for piece in source.plan(0)]
-    assert len(pieces) > 2
-    planned = list(visits(pieces, store))
+    spans = [chips_of(span, feed=feed, layout=LAYOUT, rank=0, scattered=True) for span in source.plan(0)]
+    assert len(spans) > 2
+    planned = list(visits(spans, store))
     asked = [chip for _, chips in planned for chip in chips]
-    assert sorted(chip.row for chip in asked) == sorted(chip.row for chips in pieces for chip in chips)
-    # Windows keep their order, as room is made for one after the other.
+    assert sorted(chip.row for chip in asked) == sorted(chip.row for chips in spans for chip in chips)
+    # Spans keep their order, as room is made for one after the other.
     assert [chip.opens for chip in asked] == sorted(chip.opens for chip in asked)
     shards = [shard for shard, _ in planned]
     assert len(shards) == len(set(shards))

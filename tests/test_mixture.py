@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
-from pipeline.epochs import SampleOrder, plan_epoch, sample_order
+from pipeline.epochs import SampleOrder
 from pipeline.mixture import Part, parts_by_weight, pooled, stretches
-from pipeline.positions import Course, plan_pieces
-from tests.test_positions import dealt, samples_of
+from pipeline.positions import Course
+from tests.test_positions import dealt, spans_of, undisturbed
 
 SHARD_CHIPS = 8
 
@@ -88,18 +89,17 @@ def test_a_source_gives_all_of_its_chips_before_any_comes_again(
         seed=st.integers(0, 3),
         crops_per_chip=st.integers(1, 3),
         global_batch=st.sampled_from([12, 24]),
+        lanes=st.sampled_from([1, 2, 4, 12]),
         window_chips=st.integers(1, 30),
     ),
     epochs=st.integers(1, 4),
-    at_least=st.integers(1, 100),
     interruptions=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4), st.sampled_from([1, 2, 3, 4])), max_size=5),
 )
 @example(
     # A small source four times over beside a large one that gives a part of its chips; 4 -> 2 -> 3 ranks.
     parts=(Part(num_chips=5, taken=20), Part(num_chips=60, taken=33)),
-    order=SampleOrder(global_batch=12, window_chips=16, crops_per_chip=2),
+    order=SampleOrder(global_batch=12, lanes=2, window_chips=16, crops_per_chip=2),
     epochs=3,
-    at_least=20,
     interruptions=[(3, 2, 4), (4, 1, 2), (7, 3, 3)],
 )
 @settings(max_examples=120)
@@ -107,17 +107,10 @@ def test_an_interrupted_run_over_a_mixture_sees_every_sample_once(
     parts: tuple[Part, ...],
     order: SampleOrder,
     epochs: int,
-    at_least: int,
     interruptions: list[tuple[int, int, int]],
 ) -> None:
     """Each interruption: steps that are taken, steps between checkpoints, ranks."""
-    order = SampleOrder(
-        seed=order.seed,
-        crops_per_chip=order.crops_per_chip,
-        global_batch=order.global_batch,
-        window_chips=order.window_chips,
-        parts=parts,
-    )
+    order = replace(order, parts=parts)
     of_sources = rows_of(parts)
     rows = np.concatenate(of_sources)
     epoch_samples = sum(part.taken for part in parts) * order.crops_per_chip
@@ -128,35 +121,28 @@ def test_an_interrupted_run_over_a_mixture_sees_every_sample_once(
     for steps, between, ranks in [*interruptions, (10**6, 1, 3)]:
         batches = []
         for epoch in range(course.epoch_of(seen), epochs):
-            pieces = plan_pieces(rows, shard_chips=SHARD_CHIPS, order=order, epoch=epoch, seen=seen)
-            batches += [list(chain(*each)) for each in dealt(pieces, order, ranks, at_least)]
+            batches += [list(chain(*each)) for each in dealt(spans_of(rows, order, epoch, seen), order, ranks)]
         taken = batches[:steps]
         safe = len(taken) if len(taken) == len(batches) else len(taken) // between * between
         kept += taken[:safe]
         seen += safe * order.global_batch
-    everything = [
-        (epoch, row, k)
-        for epoch in range(epochs)
-        for window in plan_epoch(rows, shard_chips=SHARD_CHIPS, order=order, epoch=epoch)
-        for row, k in sample_order(window, order=order).tolist()
-    ]
-    assert list(chain(*kept)) == everything[: course.seen_after(epochs)]
+    everything = list(chain(*kept))
+    assert everything == undisturbed(rows, order, epochs)
     assert max(Counter(everything).values()) == 1, "a sample comes twice"
     where = source_of(of_sources)
-    for epoch in range(epochs):
+    # Of the last one some samples are left over.
+    for epoch in range(epochs - 1):
         shares = Counter(where[row] for each, row, _ in everything if each == epoch)
         assert [shares[n] for n in range(len(parts))] == [part.taken * order.crops_per_chip for part in parts]
 
 
 @given(rows=st.integers(36, 70).map(np.arange), seed=st.integers(0, 3), epoch=st.integers(0, 3))
 def test_one_source_taken_whole_gives_what_a_store_alone_does(rows: NDArray[np.int64], seed: int, epoch: int) -> None:
-    mixed = SampleOrder(seed=seed, global_batch=12, parts=(Part(num_chips=len(rows), taken=len(rows)),))
+    rows = rows[: len(rows) // 12 * 12]
     plain = SampleOrder(seed=seed, global_batch=12)
-    found, expected = (
-        np.concatenate([sample_order(w, order=o) for w in plan_epoch(rows, shard_chips=8, order=o, epoch=epoch)])
-        for o in (mixed, plain)
-    )
-    assert sorted(found.tolist()) == sorted(expected.tolist())
+    mixed = replace(plain, parts=(Part(num_chips=len(rows), taken=len(rows)),))
+    found, expected = (undisturbed(rows, order, epoch + 1)[-len(rows) :] for order in (mixed, plain))
+    assert sorted(found) == sorted(expected)
 
 
 def test_a_batch_mixes_sources_in_their_shares() -> None:
@@ -166,12 +152,10 @@ def test_a_batch_mixes_sources_in_their_shares() -> None:
     # Windows of many shards, as they are beside batches of thousands.
     order = SampleOrder(global_batch=400, window_chips=400, parts=parts)
     for epoch in range(3):
-        pieces = plan_pieces(np.concatenate(of_sources), shard_chips=SHARD_CHIPS, order=order, epoch=epoch)
-        samples = samples_of(pieces, order)
-        for start in range(0, len(samples), 400):
-            shares = Counter(where[row] for _, row, _ in samples[start : start + 400])
+        for (batch,) in dealt(spans_of(np.concatenate(of_sources), order, epoch), order, 1):
+            shares = Counter(where[row] for _, row, _ in batch)
             for number, share in enumerate((0.6, 0.3, 0.1)):
-                assert abs(shares[number] / 400 - share) < 0.06, (epoch, start, shares)
+                assert abs(shares[number] / 400 - share) < 0.06, (epoch, shares)
 
 
 def test_parts_that_are_not_the_rows_are_refused() -> None:

@@ -60,10 +60,10 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(store: str, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run of one worker that nothing happened to."""
+    """The directory of a run of one worker that nothing happened to, in the order of a run begun with three."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "log").mkdir()
-    run(store, str(folder / "run"), str(folder / "log"), [], ema_decay=0.5)
+    run(store, str(folder / "run"), str(folder / "log"), [], ema_decay=0.5, lanes=3)
     return folder
 
 
@@ -73,7 +73,7 @@ def test_the_losses_and_weights_of_one_worker_after_a_resume_are_the_same_bits(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(JobError, match=r"a worker or its node died.*the same command goes on"):
-        run(store, str(out), str(tmp_path), [Event(rank=0, at=42)], max_failures=0, ema_decay=0.5)
+        run(store, str(out), str(tmp_path), [Event(rank=0, at=42)], max_failures=0, ema_decay=0.5, lanes=3)
     assert not (out / "model.safetensors").exists()
     # What Ray Data has read before, the worker reads itself.
     run(store, str(out), str(tmp_path), [], ema_decay=0.5, feed="in_process", feed_threads=2)
@@ -152,6 +152,7 @@ def test_a_checkpoint_holds_what_going_on_needs(undisturbed: Path) -> None:
         "seed": 0,
         "crops_per_chip": CROPS_PER_CHIP,
         "global_batch": GLOBAL_BATCH,
+        "lanes": 3,
         "parts": (),
         "window_chips": 1024,
         "num_samples": NUM_CHIPS * CROPS_PER_CHIP,

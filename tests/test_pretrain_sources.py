@@ -22,7 +22,7 @@ from pipeline.epochs import SampleOrder
 from pipeline.grid import Cell
 from pipeline.mixture import parts_by_weight
 from pipeline.objects import Objects
-from pipeline.positions import plan_pieces
+from pipeline.positions import plan_spans
 from pipeline.shard_cache import ShardCache
 from pipeline.sources import Source, Sources, choose_all
 from pipeline.store import StoreError
@@ -80,7 +80,7 @@ def test_two_stores_by_weight_are_trained_on_through_a_cache(two: tuple[Source, 
     # What each global batch has been made of, by the plan: the shards are counted over both workers.
     chosen, sources = choose_all(two, ChipFilter(orbit="ascending"), split="train"), Sources(two)
     rows = np.concatenate([sources.rows_of(number, each.rows) for number, each in enumerate(chosen)])
-    order = SampleOrder(global_batch=6, parts=parts)
+    order = SampleOrder(global_batch=6, lanes=2, parts=parts)
     shards, blocks = [], []
     block_of = {}
     for number, each in enumerate(two):
@@ -90,8 +90,10 @@ def test_two_stores_by_weight_are_trained_on_through_a_cache(two: tuple[Source, 
         )
         block_of |= {row: (number, block) for row, block in of_rows}
     for epoch in range(2):
-        pieces = plan_pieces(rows, shard_chips=sources.layout.shard_chips, order=order, epoch=epoch)
-        planned = np.concatenate([piece.samples(order) for piece in pieces])
+        spans = plan_spans(rows, shard_chips=sources.layout.shard_chips, order=order, epoch=epoch)
+        pieces = [piece for span in spans for piece in span.pieces]
+        in_order = np.argsort(np.concatenate([piece.positions(order) for piece in pieces]))
+        planned = np.concatenate([piece.samples(order) for piece in pieces])[in_order]
         of_store = Counter(sources.origin(row)[0] for row, _ in planned.tolist())
         assert [of_store[each] for each in two] == [part.taken for part in parts]
         shards += [len(set(planned[at : at + 6, 0] // sources.layout.shard_chips)) for at in range(0, 18, 6)]

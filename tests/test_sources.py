@@ -88,7 +88,7 @@ def test_crops_of_a_mixture_are_those_that_each_store_has(two: tuple[Source, Sou
     source, sources = ChipSource(feed), Sources(two)
     samples = Counter[tuple[int, ...]]()
     for epoch in range(2):
-        for batch in cut_batches(sources, source.plan(epoch), feed=feed):
+        for batch in (each for span in source.plan(epoch) for each in cut_batches(sources, span, feed=feed)):
             for at, (row, k, of_epoch) in enumerate(zip(batch["row"], batch["k"], batch["epoch"], strict=True)):
                 held, own = sources.origin(int(row))
                 sample = np.array([(row, k)])

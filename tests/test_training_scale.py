@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.support.training_scale import HANDOUT_CORE_MS, demand, scale_table
+from jobs.support.training_scale import HANDOUT_CORE_MS, PLAN_CORE_MS, demand, scale_table
 from model.croma import BASE, CromaPretraining
 from pipeline.layout import Layout
 from tests.conftest import ROOT
@@ -22,8 +22,14 @@ def test_the_demand_of_base_is_what_a_hand_reckons() -> None:
     assert found.feed_bytes_per_s == pytest.approx(rate * 2 * (6 * 120**2 + 6 * 60**2 + 2 * 20**2))
     assert found.store_bytes_per_s == pytest.approx(rate / 4 * 0.68 * 2 * (6 * 264**2 + 6 * 132**2 + 2 * 44**2))
     assert found.node_bytes_per_s == pytest.approx((found.store_bytes_per_s + found.feed_bytes_per_s * 7 / 8) / 8)
-    assert found.blocks_per_s == pytest.approx(rate / 112)
-    assert found.dealt_share == pytest.approx(1e3 / HANDOUT_CORE_MS / (rate / 112))
+    # Windows of 512 chips are 18.3 batches of 112 samples.
+    block = 19 * 112
+    assert found.blocks_per_s == pytest.approx(rate / block)
+    assert found.block_bytes == pytest.approx(block * found.feed_bytes_per_s / rate)
+    assert found.tasks == round(4e8 / block)
+    assert (found.dealers, found.blocks_dealt_per_s) == (8, 8 * 1e3 / HANDOUT_CORE_MS)
+    assert found.dealt_share == 1.0
+    assert found.plan_s == pytest.approx(4e8 / block / 8 * PLAN_CORE_MS / 1e3, rel=1e-4)
     # Four crops of a chip at 0.31 ms of CPU.
     assert found.readers == pytest.approx(rate * 0.31e-3)
     assert found.gathered_bytes == 7168 * 2 * 768 * 4
@@ -45,7 +51,8 @@ def test_more_crops_take_less_of_the_store_and_longer_epochs() -> None:
     one, four = (demand(size="base", crops_per_chip=k, window_px=120) for k in (1, 4))
     assert four.store_bytes_per_s == pytest.approx(one.store_bytes_per_s / 4)
     assert four.epoch_s == pytest.approx(4 * one.epoch_s)
-    assert four.start_share < one.start_share
+    # A task is as many samples, so an epoch has four times as many.
+    assert four.start_share == pytest.approx(one.start_share, rel=1e-3)
 
 
 def test_the_table_of_the_page_is_what_the_code_reckons() -> None:

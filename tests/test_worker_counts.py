@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.pretrain import Pretrain
+from jobs.support.job import JobError
+from jobs.support.pretrain_request import claim, with_lanes
 from jobs.support.settings import parse
 from jobs.support.worker_counts import WorkerCounts, check_divides, worker_counts
+from pipeline.objects import Objects
+from pipeline.sources import Source
 
 
 @pytest.mark.parametrize(
@@ -46,3 +51,22 @@ def test_a_batch_that_some_number_cannot_share_is_refused_with_ones_that_all_can
         said = str(raised.value).partition("give global_batch=")[2].partition(",")[0]
         for better in map(int, said.split(" or ")):
             check_divides(workers, better)
+
+
+def test_lanes_are_as_many_as_workers_and_stay_as_a_run_began_with(tmp_path: Path) -> None:
+    def lanes(**more: object) -> int | None:
+        values = {"store": "s", "out": tmp_path, "global_batch": 24, **more}
+        return with_lanes(parse(Pretrain, [f"{name}={value}" for name, value in values.items()])).lanes
+
+    assert lanes() == 1
+    assert lanes(num_workers="2..4") == 4
+    assert lanes(num_workers=2, lanes=8) == 8
+    with pytest.raises(ValueError, match="global_batch=24 is no multiple of lanes=5"):
+        lanes(lanes=5)
+    begun = parse(Pretrain, ["store=s", f"out={tmp_path}", "global_batch=24", "num_workers=3"])
+    sources = [Source(url="s", version=1)]
+    claim(Objects.at(tmp_path), with_lanes(begun), sources)
+    assert lanes(num_workers=2) == 3
+    again = parse(Pretrain, ["store=s", f"out={tmp_path}", "global_batch=24", "num_workers=3", "lanes=4"])
+    with pytest.raises(JobError, match="lanes: 3 -> 4"):
+        claim(Objects.at(tmp_path), with_lanes(again), sources)

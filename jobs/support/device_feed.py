@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,7 +37,14 @@ def _waited_for(batches: Iterator[Batch]) -> Iterator[tuple[dict[str, Tensor], f
         batch = next(batches, None)
         if batch is None:
             return
-        yield {name: torch.from_numpy(array) for name, array in batch.items()}, time.monotonic() - start
+        yield as_tensors(batch), time.monotonic() - start
+
+
+def as_tensors(batch: Batch) -> dict[str, Tensor]:
+    """The same memory; what lies in Ray's object store can only be read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[dict[str, Tensor], float]]:

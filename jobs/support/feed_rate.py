@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.epochs import Window
 from pipeline.feed import MODEL_ARRAYS, Feed, cut_batches
 from pipeline.objects import concurrently
-from pipeline.positions import Piece
+from pipeline.positions import plan_spans
 from pipeline.shard_reader import ChipShards
 from pipeline.sources import Sources
 
@@ -70,6 +69,6 @@ def _fetch(chips: ChipShards, shard: int) -> int:
 
 
 def _cut(store: ChipShards, rows: NDArray[np.int64], feed: Feed) -> int:
-    window = Window.of(rows, epoch=0, number=0, shard_chips=store.layout.shard_chips)
-    piece = Piece(window=window, start=0, stop=window.num_samples(feed.crops_per_chip), position=0)
-    return sum(len(batch["row"]) for batch in cut_batches(store, [piece], feed=feed))
+    alone = replace(feed, global_batch=len(rows) * feed.crops_per_chip, lanes=1, ranks=1, parts=())
+    spans = plan_spans(rows, shard_chips=store.layout.shard_chips, order=alone.order, epoch=0)
+    return sum(len(batch["row"]) for span in spans for batch in cut_batches(store, span, feed=alone))

@@ -18,6 +18,7 @@ from jobs.support.training_report import REQUEST_FILE
 from jobs.support.worker_counts import worker_counts
 from model.croma import CONFIGS
 from pipeline.canonical import differences
+from pipeline.epochs import usual_window
 from pipeline.feed import Feed
 from pipeline.layout import Layout
 from pipeline.objects import Objects
@@ -26,13 +27,29 @@ from pipeline.sources import Source, choose_all
 log = logging.getLogger("pretrain")
 
 
+def with_lanes(settings: TrainingSettings) -> TrainingSettings:
+    """The settings with a number of lanes: the one given, or else the run's if it was begun, or one per worker.
+
+    Raises:
+        ValueError: It does not divide the global batch.
+    """
+    lanes, out = settings.lanes, Objects.at(settings.out)
+    if lanes is None and out.exists(REQUEST_FILE):
+        lanes = out.get_json(REQUEST_FILE).get("lanes")
+    lanes = lanes or worker_counts(settings.num_workers).most
+    if settings.global_batch % lanes:
+        raise ValueError(f"global_batch={settings.global_batch} is no multiple of lanes={lanes}")
+    return settings.model_copy(update={"lanes": lanes})
+
+
 def plan_training(settings: TrainingSettings, sources: tuple[Source, ...]) -> TrainingPlan:
-    """What is trained on what.
+    """What is trained on what; `settings` as `with_lanes` has them.
 
     Raises:
         JobError: There are fewer samples than one global batch.
         StoreError: No chip meets the conditions.
     """
+    assert settings.lanes is not None
     only, split = settings.filter.of_chips(), settings.filter.split
     chosen = choose_all(sources, only, split=split)
     feed = Feed(
@@ -47,6 +64,8 @@ def plan_training(settings: TrainingSettings, sources: tuple[Source, ...]) -> Tr
         crops_per_chip=settings.crops_per_chip,
         seed=settings.seed,
         global_batch=settings.global_batch,
+        lanes=settings.lanes,
+        window_chips=usual_window(settings.crops_per_chip),
         ranks=worker_counts(settings.num_workers).most,
     )
     samples = feed.order.epoch_chips(sum(len(each.rows) for each in chosen)) * feed.crops_per_chip

@@ -82,8 +82,8 @@ class TrainingSettings(JobSettings):
     """Times that every sample is seen."""
 
     crops_per_chip: int = Field(default=1, ge=1, le=16)
-    """Crops cut from every chip in an epoch, each a sample. Above a global_batch of 1024, two of a chip can meet in a
-    step."""
+    """Crops cut from every chip in an epoch, each a sample; a chip is decoded once for all of them, and no two of them
+    are in the same step."""
 
     crop_px: int = Field(default=120, ge=24, multiple_of=24)
     """Side of a crop, pixels of 10 m."""
@@ -96,6 +96,12 @@ class TrainingSettings(JobSettings):
     2..8 takes as many as there is room for, from its start on and whenever nodes come or go; every number in it must
     divide global_batch."""
 
+    lanes: int | None = Field(default=None, ge=1)
+    """Parts of the dataset that are read at a time, each of which gives as many samples to every step; divides
+    global_batch. It decides the order of samples, num_workers does not. With as many as workers, or a multiple, each
+    worker reads chips of its own; with fewer, workers read parts of the same shards. Unset: num_workers, the largest of
+    a range, as the run began with."""
+
     use_gpu: bool | None = None
     """Whether workers take a GPU each; unset: if the cluster has any."""
 
@@ -103,11 +109,9 @@ class TrainingSettings(JobSettings):
     """CPUs that Ray sets aside for each worker; the rest reads the store."""
 
     feed: Literal["ray", "in_process"] = "ray"
-    """Who reads the store. ray: tasks on any CPU of the cluster, so that CPU nodes can read for GPU nodes; every chip
-    is decoded once for all workers. in_process: threads of each worker, with less work per sample; for stores on local
-    disks and workers whose own CPUs suffice. Of several workers each decodes the chips of its own samples, the same
-    chip several times among them where crops_per_chip is above 1. The samples and their order are the same, also where
-    a run goes on with the other one."""
+    """Who reads the store. ray: tasks on any CPU of the cluster, so that CPU nodes can read for GPU nodes. in_process:
+    threads of each worker, with less work per sample; for workers whose own CPUs suffice. The samples and their order
+    are the same, also where a run goes on with the other one."""
 
     feed_threads: int = Field(default=4, ge=1)
     """Threads of each worker that decode, with feed=in_process; cpus_per_worker sets the CPUs aside for them."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 from numpy.typing import NDArray
 from ray.train import (
     Checkpoint,
@@ -27,7 +26,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.support import failures, nonfinite
-from jobs.support.dealing import TRAINING, Dealing, worker_start_timeout
+from jobs.support.dealing import TRAINING, Dealing, nothing_yet, worker_start_timeout
 from jobs.support.encoder import radar_unit
 from jobs.support.fed import fed_chips, order_facts
 from jobs.support.initial_weights import initial_normalisation
@@ -42,12 +41,11 @@ from model.averaging import restore_averaged
 from model.normalisation import RADAR_UNIT, SSL4EO_S12, Normalisation, from_statistics
 from pipeline.chip_table import WRITTEN
 from pipeline.epochs import ORDER_VERSION
-from pipeline.feed import Feed, training_samples
+from pipeline.feed import Feed, keep_rows
 from pipeline.mixture import pooled
 from pipeline.neighbourhoods import neighbourhoods
 from pipeline.objects import Objects
 from pipeline.positions import Course
-from pipeline.quiet import quiet_data
 from pipeline.redaction import redact
 from pipeline.sources import Sources
 from pipeline.store import Store
@@ -111,18 +109,13 @@ def fit(
     if use_gpu is None:
         use_gpu = ray.cluster_resources().get("GPU", 0) >= workers.least
     bfloat16 = settings["precision"] == "bfloat16" or (settings["precision"] == "auto" and use_gpu)
-    feed = plan.feed
+    feed = keep_rows(plan.feed, out.url)
     if seen := samples_seen(out):
         epoch = plan.course.epoch_of(seen)
         log.info("going on in epoch %d after %d samples", epoch, seen)
     # Of sealed versions, and so the same at every start.
     if not out.exists(NEIGHBOURHOODS_FILE):
         out.put(NEIGHBOURHOODS_FILE, neighbourhoods(feed.sources).to_bytes())
-
-    def train_data() -> ray.data.Dataset:
-        # Called at every start of the workers: it plans what the newest checkpoint has not seen.
-        quiet_data()
-        return training_samples(feed, seen=samples_seen(out))
 
     # Ray Train is typed as it was before its second version, whose settings these are.
     trainer = TorchTrainer(
@@ -185,8 +178,8 @@ def fit(
             checkpoint_config=CheckpointConfig(num_to_keep=settings["keep_checkpoints"]),
             callbacks=[ReportWriter(out), failures.FailureLog(out), *callbacks],  # type: ignore[list-item]
         ),
-        datasets={TRAINING: train_data} if settings["feed"] == "ray" else None,
-        dataset_config=Dealing(feed, lambda: samples_seen(out)),
+        datasets={TRAINING: nothing_yet} if settings["feed"] == "ray" else None,
+        dataset_config=Dealing(feed, lambda: samples_seen(out), cpus_per_worker=settings["cpus_per_worker"]),
         validation_config=validation,
     )
     try:

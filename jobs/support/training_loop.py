@@ -26,7 +26,7 @@ from torch import Tensor
 from jobs.support.batch_mix import mixed
 from jobs.support.cache_watch import CacheWatch
 from jobs.support.dealing import TRAINING
-from jobs.support.device_feed import device_batches
+from jobs.support.device_feed import as_tensors, device_batches
 from jobs.support.device_peaks import peak_of
 from jobs.support.fed_ranks import fed_in_total, fed_ranks
 from jobs.support.initial_weights import begin_with
@@ -236,8 +236,14 @@ def samples_in(checkpoint_name: str) -> int:
 def _batches(batch_size: int) -> Iterator[tuple[dict[str, Tensor], float]]:
     """This worker's batches of one epoch on its device, each with the seconds it was waited for."""
     start = time.monotonic()
-    shard = ray.train.get_dataset_shard(TRAINING)
-    batches = iter(shard.iter_torch_batches(batch_size=batch_size, device=get_device(), drop_last=False))
+    shard, device = ray.train.get_dataset_shard(TRAINING), get_device()
+    batches: Iterator[dict[str, Tensor]]
+    if device.type == "cpu":
+        # As they lie in the object store.
+        held = shard.iter_batches(batch_size=batch_size, batch_format="numpy", drop_last=False)
+        batches = map(as_tensors, held)
+    else:
+        batches = iter(shard.iter_torch_batches(batch_size=batch_size, device=device, drop_last=False))
     while (batch := next(batches, None)) is not None:
         yield batch, time.monotonic() - start
         start = time.monotonic()

@@ -14,15 +14,15 @@ from typing import Final, Literal
 
 import numpy as np
 
+from jobs.support.dealing import RANKS_EACH
 from jobs.support.estimate import CODEC_RATIO
 from jobs.support.training_estimate import CHECKPOINT_BYTES, Assumptions
 from model.croma import CONFIGS, CromaConfig
 from model.flops import TRAINING_FACTOR, pretraining_flops
 from model.memory import training_memory
-from pipeline.epochs import SampleOrder
-from pipeline.feed import MODEL_ARRAYS, TASK_SAMPLES
+from pipeline.epochs import SampleOrder, usual_window
+from pipeline.feed import MODEL_ARRAYS
 from pipeline.layout import Layout
-from pipeline.positions import plan_pieces, share_out
 
 CROP_PX: Final = 120
 
@@ -30,20 +30,22 @@ FEED_CORE_MS: Final[Mapping[int, float]] = {1: 0.88, 4: 0.31}
 """Crops per chip -> milliseconds of a CPU per crop of 120 px: a K-th of a chip's decoding, and cutting."""
 
 ROWS_CORE_US: Final = 0.14
-"""Of the planning process per candidate in the chip table, microseconds of CPU, to find the rows of a split."""
+"""Of the driver per candidate in the chip table, microseconds of CPU, to find the rows of a split."""
 
-PLAN_CORE_US: Final = 0.17
-"""Of the same per chip and epoch: windows and read tasks."""
+PLAN_CORE_MS: Final = 0.3
+"""Of a process that plans, milliseconds of CPU per read task and epoch."""
 
-TASK_CORE_MS: Final = 0.94
+TASK_CORE_MS: Final = 0.7
 """Of the same per read task, to put it where Ray's workers find it."""
 
-HANDOUT_CORE_MS: Final = 7.6
-"""Of the one process that deals out the blocks, milliseconds of CPU per block; seen beside much other work, and less
-where it finds many blocks at a time: the most that it takes."""
+HANDOUT_CORE_MS: Final = 10.0
+"""Of a process that deals out, milliseconds of CPU per read task and its block."""
 
 ROWS_BYTES: Final = 16
-"""Of the same per chip while rows are read: what was found, and all of it in one array. What is planned takes less."""
+"""Of the driver per chip while rows are read: what was found, and all of it in one array."""
+
+PLAN_BYTES: Final = 12
+"""Of a process that plans, per chip: half a gigabyte over its start, and 1.2 for 10^8 chips."""
 
 WRITTEN_SHARE: Final = 0.6
 """Of the rows of a shard, where 4 of 10 candidates are cloudy."""
@@ -82,9 +84,15 @@ class Demand:
     readers: float
     """CPUs that read, decode and cut."""
 
+    block_bytes: float
+    """Of a block, which is a rank's part of a span: at least two lie in a rank's node, and one in each task."""
+
     blocks_per_s: float
+    dealers: int
+    """Processes that deal out."""
+
     blocks_dealt_per_s: float
-    """That one process can deal out."""
+    """That they can deal out."""
 
     tasks: int
     """Read tasks of an epoch."""
@@ -93,15 +101,18 @@ class Demand:
     """What the tasks that run at a time bring: with the order kept, all of it may have to wait for the first."""
 
     rows_s: float
-    """Before the first step, to find the rows; CPU seconds of the driver."""
+    """Before the first step of a run, to find the rows; CPU seconds of the driver."""
 
     plan_s: float
-    """At the start of every epoch; CPU seconds of the process that deals out."""
+    """At the start of every epoch; CPU seconds of each process that deals out."""
 
     put_s: float
     """The same, to put the read tasks."""
 
     driver_bytes: float
+    dealer_bytes: float
+    """Of each process that deals out; they lie on the driver's node."""
+
     gathered_bytes: int
     """Features of all ranks, on every GPU, float32."""
 
@@ -120,7 +131,7 @@ class Demand:
 
     @property
     def dealt_share(self) -> float:
-        """Of full speed, that the process which deals out allows."""
+        """Of full speed, that the processes which deal out allow."""
         return min(1.0, self.blocks_dealt_per_s / self.blocks_per_s)
 
     @property
@@ -152,9 +163,16 @@ def demand(
     flops = TRAINING_FACTOR * pretraining_flops(config, _num_patches(config), num_contrasted=global_batch)
     of_gpu = assumed.peak_tflops * 1e12 * assumed.peak_share / flops
     rate = of_gpu * num_gpus
-    chips_per_s, block = rate / crops_per_chip, global_batch // num_gpus
+    chips_per_s = rate / crops_per_chip
     written = round(WRITTEN_SHARE * layout.shard_chips)
-    tasks, task_samples = _tasks(num_chips, crops_per_chip, global_batch, block, written)
+    order = SampleOrder(
+        crops_per_chip=crops_per_chip,
+        global_batch=global_batch,
+        lanes=num_gpus,
+        window_chips=usual_window(crops_per_chip),
+    )
+    block = order.window_batches * order.lane_share
+    tasks, dealers = round(num_chips * crops_per_chip / block), -(-num_gpus // RANKS_EACH)
     core_s = _crop_core_s(crops_per_chip, window_px)
     sample_bytes = _bytes(layout, window_px)
     from_store = chips_per_s * _bytes(layout, layout.side_px) * CODEC_RATIO[layout.codec]
@@ -172,14 +190,17 @@ def demand(
         node_bytes_per_s=(from_store + rate * sample_bytes * (nodes - 1) / nodes) / nodes,
         store_requests_per_s=chips_per_s / written * len(MODEL_ARRAYS),
         readers=rate * core_s,
+        block_bytes=block * sample_bytes,
         blocks_per_s=rate / block,
-        blocks_dealt_per_s=1e3 / HANDOUT_CORE_MS,
+        dealers=dealers,
+        blocks_dealt_per_s=dealers * 1e3 / HANDOUT_CORE_MS,
         tasks=tasks,
-        in_flight_bytes=rate * core_s * task_samples * sample_bytes,
+        in_flight_bytes=rate * core_s * block * sample_bytes,
         rows_s=num_chips / WRITTEN_SHARE * ROWS_CORE_US * 1e-6,
-        plan_s=num_chips * PLAN_CORE_US * 1e-6,
-        put_s=tasks * TASK_CORE_MS * 1e-3,
+        plan_s=tasks / dealers * PLAN_CORE_MS * 1e-3,
+        put_s=tasks / dealers * TASK_CORE_MS * 1e-3,
         driver_bytes=0.3e9 + num_chips * ROWS_BYTES,
+        dealer_bytes=0.3e9 + num_chips * PLAN_BYTES,
         gathered_bytes=gathered,
         gradient_bytes=gradients,
         exchanged_bytes=ring * (gathered + 2 * gathered + 2 * gradients),
@@ -203,15 +224,17 @@ def scale_table() -> str:
         ("from the store, requests/s", [f"{d.store_requests_per_s:,.0f}" for d in found]),
         ("CPUs that read", [f"{d.readers:,.0f}" for d in found]),
         ("of tasks that run at a time, GB in flight", [f"{d.in_flight_bytes / 1e9:,.0f}" for d in found]),
+        ("a block, MB", [f"{d.block_bytes / 1e6:,.0f}" for d in found]),
         ("blocks/s to be dealt out", [f"{d.blocks_per_s:,.0f}" for d in found]),
-        ("blocks/s that one process deals out", [f"{d.blocks_dealt_per_s:,.0f}" for d in found]),
+        (f"blocks/s that {found[0].dealers} processes deal out", [f"{d.blocks_dealt_per_s:,.0f}" for d in found]),
         ("so of full speed, at least", [f"{d.dealt_share:.0%}" for d in found]),
         ("rows found, before the first step, CPU s", [f"{d.rows_s:.0f}" for d in found]),
-        ("epoch planned, CPU s", [f"{d.plan_s:.0f}" for d in found]),
-        ("read tasks", [f"{d.tasks:,}" for d in found]),
-        ("read tasks put, CPU s", [f"{d.put_s:.0f}" for d in found]),
+        ("read tasks of an epoch", [f"{d.tasks:,}" for d in found]),
+        ("its part of them planned, CPU s of each process", [f"{d.plan_s:.1f}" for d in found]),
+        ("and put, CPU s", [f"{d.put_s:.1f}" for d in found]),
         ("planning and putting, of an epoch at full speed", [f"{d.start_share:.0%}" for d in found]),
         ("memory of the driver at its peak, GB", [f"{d.driver_bytes / 1e9:.1f}" for d in found]),
+        ("of each process that deals out, GB", [f"{d.dealer_bytes / 1e9:.1f}" for d in found]),
         ("features gathered, MB per GPU and step", [f"{d.gathered_bytes / 1e6:.0f}" for d in found]),
         ("gradients of weights, GB", [f"{d.gradient_bytes / 1e9:.2f}" for d in found]),
         ("sent by a GPU per step, GB", [f"{d.exchanged_bytes / 1e9:.2f}" for d in found]),
@@ -245,15 +268,6 @@ def _crop_core_s(crops_per_chip: int, window_px: int) -> float:
     decode = (FEED_CORE_MS[1] - FEED_CORE_MS[4]) / (1 - 1 / 4)
     cut = (FEED_CORE_MS[1] - decode) * (window_px / CROP_PX) ** 2
     return (decode / crops_per_chip + cut) * 1e-3
-
-
-def _tasks(num_chips: int, crops_per_chip: int, global_batch: int, block: int, shard_chips: int) -> tuple[int, float]:
-    """Read tasks of an epoch, and samples in one: as the planner makes them of fewer chips."""
-    rows = np.arange(min(num_chips, 300_000))
-    order = SampleOrder(crops_per_chip=crops_per_chip, global_batch=global_batch)
-    pieces = plan_pieces(rows, shard_chips=shard_chips, order=order, epoch=0)
-    sizes = [sum(p.num_samples for p in group) for group in share_out(pieces, at_least=TASK_SAMPLES, multiple_of=block)]
-    return round(len(sizes) * num_chips / len(rows)), sum(sizes) / len(sizes)
 
 
 def _trained(config: CromaConfig) -> int:
