@@ -6,7 +6,7 @@ and the labels are properties of a store, so that data made elsewhere fits into 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
@@ -34,6 +34,9 @@ RADAR_PRODUCTS: Final = ("gamma0_rtc", "sigma0_grd")
 LABEL_NODATA: Final = 255
 _LABEL_PREFIX: Final = "label_"
 _LABELS: Final = ("labels", "chip_labels")
+
+MODEL_ARRAYS: Final = ("b10", "b20", "b60", "radar")
+"""What models take of a chip."""
 
 HARMONISATION: Final = "offset removed: reflectance x 10000 as before processing baseline 04.00"
 
@@ -143,6 +146,17 @@ class Layout:
         """Array name -> its description, in a fixed order."""
         specs = [*self._optical(), *self._radar(), *(self._classes(_LABEL_PREFIX + name) for name in self.labels)]
         return {spec.name: spec for spec in specs}
+
+    def arrays_of(self, names: Collection[str]) -> dict[str, ArraySpec]:
+        """Those of these names that are there."""
+        return {name: spec for name, spec in self.arrays().items() if name in names}
+
+    def window_bytes(self, size_px: int, names: Collection[str]) -> int:
+        """Bytes of a square window of a chip, its side in 10 m pixels, of these arrays."""
+        return sum(
+            int(np.prod(spec.shape[:-2])) * (size_px // spec.step_px) ** 2 * spec.dtype.itemsize
+            for spec in self.arrays_of(names).values()
+        )
 
     def attributes(self) -> dict[str, Any]:
         """The layout as JSON, for the attributes of the group."""

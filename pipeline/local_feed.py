@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch_buffers import Allocate, BatchBuffers
-from pipeline.feed import MODEL_ARRAYS, MODEL_COLUMNS, Batch, ChipSource, Feed, rank_samples
-from pipeline.layout import ArraySpec, Layout
+from pipeline.crops import Batch, rank_samples
+from pipeline.fed_chips import MODEL_COLUMNS, FedChips, Feed
+from pipeline.layout import MODEL_ARRAYS, ArraySpec, Layout
 from pipeline.positions import Span, rank_lanes
 from pipeline.shard_reader import ChipShards, ShardReader
 from pipeline.store import Store
@@ -87,7 +88,7 @@ def rank_batches(
         ahead: Batches that are made while one is used, at the least.
         allocate: Makes the arrays of batches, (shape, dtype) -> array; for memory that devices read from.
     """
-    source = ChipSource(feed, seen=seen)
+    source = FedChips(feed, seen=seen)
     store = feed.open()
     specs = {name: spec for name, spec in store.layout.arrays().items() if name in MODEL_ARRAYS}
     local = all(Store.open(each.url).is_local for each in feed.sources)

@@ -20,7 +20,8 @@ import numpy as np
 from ray import cloudpickle
 
 from pipeline.epochs import usual_window
-from pipeline.feed import ChipSource, Feed
+from pipeline.fed_chips import Feed
+from pipeline.feed import ChipSource
 from pipeline.layout import Layout
 from pipeline.store import Store
 
@@ -50,8 +51,8 @@ def plan(num_chips: int, crops_per_chip: int, url: str) -> dict[str, float]:
                 crops_per_chip=crops_per_chip)  # fmt: skip
     rows = synthetic_rows(num_chips)
     source = ChipSource(feed)
-    source.__dict__["rows"] = rows
-    source.seen = source.course.seen_after(1)
+    source.chips.__dict__["rows"] = rows
+    source.chips.seen = source.chips.course.seen_after(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, busy = time.perf_counter(), time.process_time()
     tasks = source.get_read_tasks(1)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.feed import Feed
+from pipeline.fed_chips import Feed
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 from pipeline.local_feed import rank_batches

@@ -23,7 +23,8 @@ import ray
 from ray.data import Datasource, ExecutionOptions, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 
-from pipeline.feed import ChipSource, Feed
+from pipeline.fed_chips import Feed
+from pipeline.feed import ChipSource
 from pipeline.layout import Layout
 from pipeline.quiet import quiet_data
 from pipeline.store import Store
@@ -107,7 +108,7 @@ def put_tasks(url: str, num_tasks: int) -> tuple[float, float]:
     Store.create(url, Layout())
     feed = Feed(url=url, version=1, global_batch=7168, lanes=64, ranks=64)
     source = ChipSource(feed)
-    source.__dict__["rows"] = np.arange(feed.order.window_batches * feed.batch_size * num_tasks)
+    source.chips.__dict__["rows"] = np.arange(feed.order.window_batches * feed.batch_size * num_tasks)
     tasks = source.get_read_tasks(1)
     start, busy = time.perf_counter(), time.process_time()
     held = [ray.put(task) for task in tasks]

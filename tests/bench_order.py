@@ -19,7 +19,8 @@ import ray
 from numpy.typing import NDArray
 from ray.data import DataIterator
 
-from pipeline.feed import Feed, training_samples
+from pipeline.fed_chips import Feed
+from pipeline.feed import training_samples
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 from pipeline.quiet import quiet_data

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.epochs import usual_window
-from pipeline.feed import MODEL_ARRAYS, Feed, training_samples
-from pipeline.layout import Layout
+from pipeline.fed_chips import Feed
+from pipeline.feed import training_samples
+from pipeline.layout import MODEL_ARRAYS, Layout
 from pipeline.local_feed import rank_batches
 from pipeline.store import Store
 from tests.bench_growth import cpu_seconds
@@ -118,7 +119,7 @@ def ray_data(codec: str, crops_per_chip: int, folder: Path, crop_px: int) -> Any
     if not ray.is_initialized():
         os.environ["RAY_AUTH_MODE"] = "disabled"
         ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False,
-                 object_store_memory=2_000_000_000)  # fmt: skip
+                 object_store_memory=4_000_000_000)  # fmt: skip
         ray.data.DataContext.get_current().enable_progress_bars = False
         ray.data.DataContext.get_current().execution_options.preserve_order = True
     return training_samples(feed_of(folder, codec, crop_px, crops_per_chip))

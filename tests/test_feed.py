@@ -16,20 +16,14 @@ import ray
 from numpy.testing import assert_array_equal
 
 from pipeline.chip_table import chip_table
+from pipeline.crops import Batch, cut_batches
 from pipeline.epochs import crop_windows
-from pipeline.feed import (
-    MODEL_COLUMNS,
-    Batch,
-    ChipSource,
-    Feed,
-    cut_batches,
-    keep_rows,
-    read_chips,
-    training_samples,
-)
+from pipeline.fed_chips import MODEL_COLUMNS, FedChips, Feed, keep_rows
+from pipeline.feed import ChipSource, training_samples
 from pipeline.layout import Layout
 from pipeline.store import Store, StoreError
 from pipeline.versions import Version, begin
+from pipeline.whole_chips import read_chips
 from tests.sample_chips import make_chip
 
 # Ray warns of its own settings whenever it copies them.
@@ -115,7 +109,7 @@ def samples_of(batch: Batch) -> list[Sample]:
     return list(zip(*(batch[name].tolist() for name in ("position", "epoch", "row", "k")), strict=True))
 
 
-def planned(source: ChipSource, epoch: int) -> list[list[Sample]]:
+def planned(source: FedChips, epoch: int) -> list[list[Sample]]:
     """Samples by batch, of all ranks, as the pure functions have them."""
     samples = sorted(
         (position, piece.window.epoch, row, k)
@@ -129,7 +123,7 @@ def planned(source: ChipSource, epoch: int) -> list[list[Sample]]:
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
-def cut_epoch(source: ChipSource, epoch: int) -> list[Batch]:
+def cut_epoch(source: FedChips, epoch: int) -> list[Batch]:
     """The batches of an epoch, cut where no Ray is."""
     store = source.feed.open()
     return [batch for span in source.plan(epoch) for batch in cut_batches(store, span, feed=source.feed)]
@@ -153,7 +147,7 @@ def test_crops_are_those_zarr_reads(tmp_path: Path, codec: str) -> None:
     layout = Layout(side_px=36, shard_chips=16, codec=codec)
     write_version(str(tmp_path / "store"), 1, range(NUM_ROWS), layout)
     feed = feed_of(str(tmp_path / "store"), global_batch=40)
-    store, source = Store.open(feed.url), ChipSource(feed)
+    store, source = Store.open(feed.url), FedChips(feed)
     first = cut_epoch(source, 0)
     # The 24 of 144 samples that are no whole batch begin the next epoch.
     spanning, *_ = second = cut_epoch(source, 1)
@@ -165,16 +159,16 @@ def test_crops_are_those_zarr_reads(tmp_path: Path, codec: str) -> None:
 
 
 def test_only_written_chips_of_the_split_are_fed(url: str) -> None:
-    assert ChipSource(feed_of(url)).rows.tolist() == TRAIN_ROWS
-    assert ChipSource(feed_of(url)).course.epoch_samples == 3 * len(TRAIN_ROWS)
+    assert FedChips(feed_of(url)).rows.tolist() == TRAIN_ROWS
+    assert FedChips(feed_of(url)).course.epoch_samples == 3 * len(TRAIN_ROWS)
     with pytest.raises(StoreError, match="version 1 holds no chips of split test"):
-        _ = ChipSource(feed_of(url, split="test")).course
+        _ = FedChips(feed_of(url, split="test")).course
 
 
 def test_arrays_a_store_lacks_are_left_out(tmp_path: Path) -> None:
     write_version(str(tmp_path / "store"), 1, range(20), Layout(side_px=36, shard_chips=16, has_optical=False))
     feed = feed_of(str(tmp_path / "store"))
-    batch = cut_epoch(ChipSource(feed), 0)[0]
+    batch = cut_epoch(FedChips(feed), 0)[0]
     assert batch.keys() == {"radar", "row", "k", "epoch", "position"}
     assert batch["radar"].shape == (8, 2, CROP_PX, CROP_PX)
 
@@ -183,18 +177,18 @@ def test_a_later_version_feeds_the_earlier_ones_chips_too(tmp_path: Path) -> Non
     where = str(tmp_path / "store")
     write_version(where, 1, range(20))
     write_version(where, 2, range(32, 40))
-    assert ChipSource(feed_of(where, version=1)).rows.max() < 20
-    both = ChipSource(feed_of(where, version=2)).rows
+    assert FedChips(feed_of(where, version=1)).rows.max() < 20
+    both = FedChips(feed_of(where, version=2)).rows
     assert set(both.tolist()) == {row for row in TRAIN_ROWS if row < 20 or 32 <= row < 40}
 
 
 def test_a_crop_larger_than_the_chip_is_refused_before_anything_is_read(url: str) -> None:
     with pytest.raises(ValueError, match="leaves a chip of 36 px"):
-        ChipSource(feed_of(url, crop_px=48))
+        FedChips(feed_of(url, crop_px=48))
 
 
 def test_a_source_travels_without_its_rows(url: str) -> None:
-    source = ChipSource(feed_of(url))
+    source = FedChips(feed_of(url))
     rows = source.rows.tolist()
     assert "rows" not in source.__getstate__()
     assert pickle.loads(pickle.dumps(source)).rows.tolist() == rows
@@ -202,7 +196,7 @@ def test_a_source_travels_without_its_rows(url: str) -> None:
 
 def test_every_execution_is_the_next_epoch_in_whole_batches_from_where_the_run_stands(url: str, cluster: None) -> None:
     feed = feed_of(url, global_batch=40)
-    source = ChipSource(feed)
+    source = FedChips(feed)
     # Two of three batches of the sixth epoch were seen.
     seen = source.course.seen_after(5) + 80
     dataset = training_samples(feed, seen=seen)
@@ -233,7 +227,7 @@ def test_ranks_are_dealt_their_parts_of_every_global_batch_in_order(
     url: str, cluster: None, ranks: int, lanes: int
 ) -> None:
     feed = feed_of(url, global_batch=12, ranks=ranks, lanes=lanes)
-    source = ChipSource(feed)
+    source = FedChips(feed)
 
     def consume(part: ray.data.DataIterator) -> list[list[list[Sample]]]:
         batches = (part.iter_batches(batch_size=feed.batch_size, batch_format="numpy") for _ in range(2))
@@ -250,7 +244,7 @@ def test_ranks_are_dealt_their_parts_of_every_global_batch_in_order(
 
 def test_ranks_can_have_datasets_of_their_own(url: str, cluster: None) -> None:
     feed = feed_of(url, global_batch=12, ranks=4, lanes=4)
-    expected = planned(ChipSource(feed), 0)
+    expected = planned(FedChips(feed), 0)
     for members in ([0, 1], [2], [3]):
         dataset = training_samples(feed, members=members)
         batches = dataset.iter_batches(batch_size=feed.batch_size, batch_format="numpy")
@@ -268,8 +262,8 @@ def test_rows_that_a_run_keeps_are_not_looked_for_again(url: str, tmp_path: Path
     # What is there stays: a run goes on with what it began with.
     assert keep_rows(replace(feed, split="val"), str(tmp_path)).rows_in == kept.rows_in
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.feed.choose_all", lambda *args, **how: pytest.fail("looked for"))
-        assert ChipSource(kept).rows.tolist() == TRAIN_ROWS
+        patch.setattr("pipeline.fed_chips.choose_all", lambda *args, **how: pytest.fail("looked for"))
+        assert FedChips(kept).rows.tolist() == TRAIN_ROWS
     assert kept.order == feed.order
 
 
@@ -279,7 +273,7 @@ def test_as_many_tasks_are_said_as_there_are(url: str) -> None:
         tasks = source.get_read_tasks(1)
         assert source.num_tasks() == len(tasks) > 0
         samples = sum(task.metadata.num_rows for task in tasks)
-        assert samples == (source.course.epoch_samples - 24) // 12 * 12 * len(source.members) // ranks
+        assert samples == (source.chips.course.epoch_samples - 24) // 12 * 12 * len(source.members) // ranks
 
 
 def test_whole_chips_come_once_each_in_the_order_of_rows(url: str, cluster: None) -> None:

@@ -24,10 +24,12 @@ from jobs.support.job import run_job
 from jobs.support.settings import parse
 from model.croma import Croma, CromaConfig
 from model.normalisation import SSL4EO_S12
-from pipeline.feed import Feed, read_chips, training_samples
+from pipeline.fed_chips import Feed
+from pipeline.feed import training_samples
 from pipeline.store import Store
 from pipeline.verification import verify_shard
 from pipeline.versions import Version, latest_sealed
+from pipeline.whole_chips import read_chips
 from tests.aligned_datasets import read_tif, state_of, write_ssl4eo_v11
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,11 +20,13 @@ from model.croma import Croma, CromaConfig
 from model.normalisation import SSL4EO_S12
 from model.preprocessing import prepare
 from pipeline.bands import NATIVE_GROUPS
+from pipeline.crops import cut_batches
 from pipeline.epochs import crop_windows, sample_order
-from pipeline.feed import Feed, cut_batches, whole_batches
+from pipeline.fed_chips import Feed
 from pipeline.layout import Layout
 from pipeline.positions import plan_spans
 from pipeline.store import Store
+from pipeline.whole_chips import whole_batches
 from tests.sample_chips import make_chip
 
 FINE = Layout(side_px=64, shard_chips=4, optical_level="l1c", optical_grid="10m", grid=None)

@@ -38,7 +38,7 @@ WHERE = {
     "ray": (
         *(
             f"pipeline/{name}*.py"
-            for name in ("ingest", "feed", "search", "matching", "label_fractions", "broker", "quiet")
+            for name in ("ingest", "feed", "whole_chips", "search", "matching", "label_fractions", "broker", "quiet")
         ),
         "jobs/*.py",
     ),

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_equal
 from numpy.typing import NDArray
 
-from pipeline.feed import Batch, ChipSource, Feed, cut_batches
+from pipeline.crops import Batch, cut_batches
+from pipeline.fed_chips import FedChips, Feed
 from pipeline.layout import Layout
 from pipeline.local_feed import chips_of, rank_batches, visits
 from pipeline.mixture import Part
@@ -35,7 +36,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def dealt(feed: Feed, seen: int, epochs: int) -> list[list[Batch]]:
     """By rank: the batches that its read tasks make."""
-    source, store = ChipSource(feed, seen=seen), feed.open()
+    source, store = FedChips(feed, seen=seen), feed.open()
     by_rank: list[list[Batch]] = [[] for _ in range(feed.ranks)]
     for epoch in range(source.course.epoch_of(seen), epochs):
         for span in source.plan(epoch):
@@ -154,7 +155,7 @@ def test_threads_end_where_no_more_is_wanted_and_errors_reach_who_takes(tmp_path
 
 def test_a_shard_that_two_windows_share_is_fetched_once_for_both(urls: dict[str, str]) -> None:
     feed = feed_of(urls["lz4"], crops_per_chip=1, global_batch=12, window_chips=12)
-    source, store = ChipSource(feed), Store.open(feed.url)
+    source, store = FedChips(feed), Store.open(feed.url)
     spans = [chips_of(span, feed=feed, layout=LAYOUT, rank=0, scattered=True) for span in source.plan(0)]
     assert len(spans) > 2
     planned = list(visits(spans, store))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.feed import Feed
+from pipeline.fed_chips import Feed
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 from pipeline.local_feed import rank_batches

@@ -41,7 +41,7 @@ from jobs.support.settings import parse
 from jobs.support.training_loop import checkpoint_name, evaluation_due
 from model.croma import CONFIGS, CromaPretraining, Objective
 from model.normalisation import SSL4EO_S12
-from pipeline.feed import Feed
+from pipeline.fed_chips import Feed
 from pipeline.grid import Cell
 from pipeline.objects import Objects
 from pipeline.statistics import band_moments

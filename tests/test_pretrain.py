@@ -18,7 +18,7 @@ from jobs.support.settings import parse
 from model.croma import TINY
 from model.normalisation import SSL4EO_S12
 from model.pretrained import load, restore
-from pipeline.feed import Feed
+from pipeline.fed_chips import Feed
 from pipeline.grid import Cell
 from pipeline.objects import Objects
 from pipeline.store import Store, StoreError

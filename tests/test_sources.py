@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from pipeline.chip_filter import ChipFilter, choose, region_hash
+from pipeline.crops import cut_batches
 from pipeline.epochs import crop_windows
-from pipeline.feed import MODEL_COLUMNS, ChipSource, Feed, cut_batches
+from pipeline.fed_chips import MODEL_COLUMNS, FedChips, Feed
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 from pipeline.mixture import parts_by_weight
@@ -85,7 +86,7 @@ def test_crops_of_a_mixture_are_those_that_each_store_has(two: tuple[Source, Sou
         url=two[0].url, version=1, others=two[1:], parts=parts, crop_px=12, crops_per_chip=2, global_batch=8,
         window_chips=12,
     )  # fmt: skip
-    source, sources = ChipSource(feed), Sources(two)
+    source, sources = FedChips(feed), Sources(two)
     samples = Counter[tuple[int, ...]]()
     for epoch in range(2):
         for batch in (each for span in source.plan(epoch) for each in cut_batches(sources, span, feed=feed)):

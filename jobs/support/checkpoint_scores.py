@@ -38,10 +38,11 @@ from model import pretrained
 from model.averaging import restore_averaged
 from model.croma import Croma, CromaPretraining
 from model.normalisation import Normalisation
-from pipeline.feed import MODEL_ARRAYS, whole_batches
+from pipeline.layout import MODEL_ARRAYS
 from pipeline.objects import Objects, concurrently
 from pipeline.redaction import describe
 from pipeline.store import Store
+from pipeline.whole_chips import whole_batches
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ import ray.data
 from ray.data import DataIterator, Dataset
 from ray.train import DataConfig
 
-from pipeline.feed import Feed, training_samples
+from pipeline.fed_chips import Feed
+from pipeline.feed import training_samples
 from pipeline.quiet import quiet_data
 
 TRAINING: Final = "train"

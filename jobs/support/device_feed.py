@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.feed import Batch, Feed
+from pipeline.crops import Batch
+from pipeline.fed_chips import Feed
 from pipeline.local_feed import rank_batches
 
 

@@ -23,8 +23,8 @@ from jobs.support.geoparquet import to_geoparquet, vectors_column
 from jobs.support.job import progress
 from jobs.support.principal import Basis, Moments, principal_basis
 from pipeline.chip_table import WRITTEN
-from pipeline.feed import MODEL_ARRAYS
 from pipeline.grid import PIXEL_M, Cell, is_owned
+from pipeline.layout import MODEL_ARRAYS
 from pipeline.objects import Objects
 from pipeline.store import Store
 from pipeline.versions import Version

@@ -22,9 +22,9 @@ from model.croma import Croma, Objective
 from model.normalisation import Normalisation
 from model.preprocessing import prepare
 from model.released import from_any
-from pipeline.feed import MODEL_ARRAYS, WholeChipSource
-from pipeline.layout import Layout
+from pipeline.layout import MODEL_ARRAYS, Layout
 from pipeline.objects import Objects
+from pipeline.whole_chips import WholeChipSource
 
 KINDS: Final = ("optical", "radar", "joint")
 """Of embeddings, in the order of tables and columns."""

@@ -30,8 +30,8 @@ from jobs.support.probing import (
 )
 from jobs.support.windows import KEPT, NOT_DRAWN, RARE_CLASS, cut_windows, judge_windows, label_windows, window_corners
 from pipeline.chip_table import WRITTEN
-from pipeline.feed import MODEL_ARRAYS
 from pipeline.grid import PIXEL_M, Cell, block_key
+from pipeline.layout import MODEL_ARRAYS
 from pipeline.store import Store
 from pipeline.versions import Version
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from jobs.support.job import JobError
 from jobs.support.settings import Group
 from pipeline.chip_filter import EVERY_CHIP, ChipFilter, Chosen, region_hash
-from pipeline.feed import Feed
+from pipeline.fed_chips import Feed
 from pipeline.mixture import Part, parts_by_weight
 from pipeline.regions import parse_region
 from pipeline.sources import Source, choose_all

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.feed import MODEL_ARRAYS, Feed, cut_batches
+from pipeline.crops import cut_batches
+from pipeline.fed_chips import Feed
+from pipeline.layout import MODEL_ARRAYS
 from pipeline.objects import concurrently
 from pipeline.positions import plan_spans
 from pipeline.shard_reader import ChipShards

@@ -23,7 +23,7 @@ from jobs.support.settings import Group
 from jobs.support.windows import KEPT
 from pipeline.canonical import differences
 from pipeline.chip_table import WRITTEN
-from pipeline.feed import Feed
+from pipeline.fed_chips import Feed
 from pipeline.layout import Layout
 from pipeline.objects import Objects
 from pipeline.quiet import quiet_data

@@ -19,7 +19,7 @@ from jobs.support.worker_counts import worker_counts
 from model.croma import CONFIGS
 from pipeline.canonical import differences
 from pipeline.epochs import usual_window
-from pipeline.feed import Feed
+from pipeline.fed_chips import Feed
 from pipeline.layout import Layout
 from pipeline.objects import Objects
 from pipeline.sources import Source, choose_all

@@ -41,7 +41,7 @@ from model.averaging import restore_averaged
 from model.normalisation import RADAR_UNIT, SSL4EO_S12, Normalisation, from_statistics
 from pipeline.chip_table import WRITTEN
 from pipeline.epochs import ORDER_VERSION
-from pipeline.feed import Feed, keep_rows
+from pipeline.fed_chips import Feed, keep_rows
 from pipeline.mixture import pooled
 from pipeline.neighbourhoods import neighbourhoods
 from pipeline.objects import Objects
@@ -146,6 +146,7 @@ def fit(
             "checkpoint_every_samples": settings["checkpoint_every_samples"],
             "threads": None if use_gpu else 1,
             "shard_chips": Sources(feed.sources).layout.shard_chips,
+            "window_batches": feed.order.window_batches,
             "sources": feed.sources,
             "cache": feed.cache,
             "looks": _looks_plan(plan, out),

@@ -27,10 +27,11 @@ from model.preprocessing import CENTI_DB, NATIVE_GROUPS, prepare
 from model.randomness import sample_keys
 from model.reconstruction import completed, hidden_pixels
 from model.training import NonFiniteError
-from pipeline.feed import MODEL_ARRAYS, whole_batches
+from pipeline.layout import MODEL_ARRAYS
 from pipeline.objects import Objects
 from pipeline.store import Store
 from pipeline.versions import Version
+from pipeline.whole_chips import whole_batches
 
 log = logging.getLogger(__name__)
 

@@ -68,12 +68,12 @@ def train_worker(plan: dict[str, Any]) -> dict[str, int] | None:
         plan: Plain values: out (directory of the run), size, epochs, global_batch, num_samples (per epoch), order (what
             decides the order of samples), peak_learning_rate, warmup_fraction, weight_decay, normalisation, step (of
             `StepSettings`), checkpoint_every_samples (or None: at the end of every report_every_epochs), threads,
-            losses_url, origin (of the run: store, version, commit), shard_chips (of the stores), looks (of `Looks`),
-            nonfinite (of `SkippedSteps`), ema_decay (of `WeightAverage`, or None) and from_weights (whether the run
-            begins with weights in its directory); where they differ from the defaults, objective (of `Objective`),
-            recompute (activation checkpointing), compile (a backend of torch.compile, or off), evaluate
-            (every_samples, or None: every checkpoint; see `evaluation_due`), cache (a `ShardCache`), feed (a `Feed`, if
-            workers read themselves) and feed_threads.
+            losses_url, origin (of the run: store, version, commit), shard_chips (of the stores), window_batches (of
+            `SampleOrder`), looks (of `Looks`), nonfinite (of `SkippedSteps`), ema_decay (of `WeightAverage`, or None)
+            and from_weights (whether the run begins with weights in its directory); where they differ from the
+            defaults, objective (of `Objective`), recompute (activation checkpointing), compile (a backend of
+            torch.compile, or off), evaluate (every_samples, or None: every checkpoint; see `evaluation_due`), cache (a
+            `ShardCache`), feed (a `Feed`, if workers read themselves) and feed_threads.
 
     Returns:
         Samples seen and steps skipped when a loss that was not finite ended the run; None when it was trained to its
@@ -121,7 +121,7 @@ def _train(plan: dict[str, Any]) -> None:
     while seen < total:
         epoch = course.epoch_of(seen)
         num_steps = (course.seen_after(epoch + 1) - seen) // plan["global_batch"]
-        for batch, waited_s in islice(own, num_steps) if own else _batches(size):
+        for batch, waited_s in islice(own, num_steps) if own else _batches(size, plan["window_batches"]):
             _check_positions(batch["position"], seen + rank * size, size)
             rate = learning_rate(
                 seen,
@@ -233,17 +233,18 @@ def samples_in(checkpoint_name: str) -> int:
     return int(checkpoint_name.removeprefix(_NAME_PREFIX))
 
 
-def _batches(batch_size: int) -> Iterator[tuple[dict[str, Tensor], float]]:
+def _batches(batch_size: int, block_batches: int) -> Iterator[tuple[dict[str, Tensor], float]]:
     """This worker's batches of one epoch on its device, each with the seconds it was waited for."""
     start = time.monotonic()
     shard, device = ray.train.get_dataset_shard(TRAINING), get_device()
+    # The next block is on its way while the batches of one are learnt from.
+    how = {"batch_size": batch_size, "prefetch_batches": block_batches, "drop_last": False}
     batches: Iterator[dict[str, Tensor]]
     if device.type == "cpu":
         # As they lie in the object store.
-        held = shard.iter_batches(batch_size=batch_size, batch_format="numpy", drop_last=False)
-        batches = map(as_tensors, held)
+        batches = map(as_tensors, shard.iter_batches(batch_format="numpy", **how))
     else:
-        batches = iter(shard.iter_torch_batches(batch_size=batch_size, device=device, drop_last=False))
+        batches = iter(shard.iter_torch_batches(device=device, **how))
     while (batch := next(batches, None)) is not None:
         yield batch, time.monotonic() - start
         start = time.monotonic()

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
-
 from jobs.support.dealing import RANKS_EACH
 from jobs.support.estimate import CODEC_RATIO
 from jobs.support.training_estimate import CHECKPOINT_BYTES, Assumptions
@@ -21,10 +19,12 @@ from model.croma import CONFIGS, CromaConfig
 from model.flops import TRAINING_FACTOR, pretraining_flops
 from model.memory import training_memory
 from pipeline.epochs import SampleOrder, usual_window
-from pipeline.feed import MODEL_ARRAYS
-from pipeline.layout import Layout
+from pipeline.layout import MODEL_ARRAYS, Layout
 
 CROP_PX: Final = 120
+
+PEAK_SHARE: Final = 0.35
+"""Of an H100's peak, that GPUs are to reach at the least; what is slower asks for less."""
 
 FEED_CORE_MS: Final[Mapping[int, float]] = {1: 0.88, 4: 0.31}
 """Crops per chip -> milliseconds of a CPU per crop of 120 px: a K-th of a chip's decoding, and cutting."""
@@ -159,9 +159,9 @@ def demand(
         global_batch: G.
         num_chips: That are trained on in an epoch.
     """
-    config, assumed, layout = CONFIGS[size], Assumptions(), Layout()
+    config, layout = CONFIGS[size], Layout()
     flops = TRAINING_FACTOR * pretraining_flops(config, _num_patches(config), num_contrasted=global_batch)
-    of_gpu = assumed.peak_tflops * 1e12 * assumed.peak_share / flops
+    of_gpu = Assumptions().peak_tflops * 1e12 * PEAK_SHARE / flops
     rate = of_gpu * num_gpus
     chips_per_s = rate / crops_per_chip
     written = round(WRITTEN_SHARE * layout.shard_chips)
@@ -174,8 +174,8 @@ def demand(
     block = order.window_batches * order.lane_share
     tasks, dealers = round(num_chips * crops_per_chip / block), -(-num_gpus // RANKS_EACH)
     core_s = _crop_core_s(crops_per_chip, window_px)
-    sample_bytes = _bytes(layout, window_px)
-    from_store = chips_per_s * _bytes(layout, layout.side_px) * CODEC_RATIO[layout.codec]
+    sample_bytes = layout.window_bytes(window_px, MODEL_ARRAYS)
+    from_store = chips_per_s * layout.window_bytes(layout.side_px, MODEL_ARRAYS) * CODEC_RATIO[layout.codec]
     nodes = num_gpus / GPUS_PER_NODE
     gathered, gradients = global_batch * 2 * config.width * 4, _trained(config) * 4
     ring = (num_gpus - 1) / num_gpus
@@ -253,14 +253,6 @@ def scale_table() -> str:
 
 def _num_patches(config: CromaConfig) -> int:
     return (CROP_PX // config.patch_px) ** 2
-
-
-def _bytes(layout: Layout, size_px: int) -> int:
-    """Pixels of one sample of this side, native grids."""
-    specs = {name: spec for name, spec in layout.arrays().items() if name in MODEL_ARRAYS}
-    return sum(
-        (size_px // spec.step_px) ** 2 * int(np.prod(spec.shape[:-2])) * spec.dtype.itemsize for spec in specs.values()
-    )
 
 
 def _crop_core_s(crops_per_chip: int, window_px: int) -> float:
