@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSet:
-    """Rows, as bits: 10^8 of them with two holes for every three take 21 MB instead of 800."""
+    """Rows, as bits: 10^8 of them with two holes for every three take 26 MB instead of 800."""
 
     shard_chips: int
     """Rows per shard."""
