@@ -32,8 +32,7 @@ class BlockBuffers:
 
     def _memory(self, num_bytes: int) -> NDArray[np.uint8]:
         """So many bytes that nobody else has."""
-        # Of the list and of the call: views hold what they are views of, as do buffers that Arrow made of them.
-        free = [number for number in range(len(self._kept)) if sys.getrefcount(self._kept[number]) <= 2]
+        free = [number for number in range(len(self._kept)) if _holders(self._kept, number) <= _NOBODY]
         fitting = [number for number in free if num_bytes <= self._kept[number].size <= 2 * num_bytes]
         if fitting:
             return self._kept[min(fitting, key=lambda number: self._kept[number].size)]
@@ -43,3 +42,12 @@ class BlockBuffers:
         if len(self._kept) < _MOST_KEPT:
             self._kept.append(memory)
         return memory
+
+
+def _holders(kept: list[NDArray[np.uint8]], number: int) -> int:
+    """Who holds an array, the list and this call among them: views do, and buffers that Arrow made of views."""
+    return sys.getrefcount(kept[number])
+
+
+_NOBODY = _holders([np.empty(1, np.uint8)], 0)
+"""But the list and the call."""

@@ -73,6 +73,7 @@ def main() -> None:
             crop_px=CROP_PX,
             crops_per_chip=CROPS_PER_CHIP,
             global_batch=GLOBAL_BATCH,
+            lanes=CONSUMERS,
             ranks=CONSUMERS,
             window_chips=128,
         )

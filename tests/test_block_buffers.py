@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from numpy.testing import assert_array_equal
 from ray.data.block import BlockAccessor
 
 from pipeline.block_buffers import BlockBuffers
+
+# Ray warns of its own settings whenever it copies them.
+pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated:Warning:ray.data.context")
 
 SHAPE, DTYPE = (8, 3, 5), np.dtype(np.uint16)
 

@@ -91,7 +91,7 @@ def dealt_together(num_ranks: int, spare_cpus: Sequence[float]) -> list[range]:
 
 
 def nothing_yet() -> Dataset:
-    """What Ray Train is given to have `Dealing` asked, which makes the datasets."""
+    """What Ray Train is given so that it asks `Dealing`, which makes the datasets that count."""
     quiet_data()
     return ray.data.range(1)
 
