@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import ray
 import ray.data
-from ray.data import DataIterator, Dataset
+from ray.data import DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig
 
 from pipeline.fed_chips import Feed
@@ -67,8 +67,7 @@ class Dealing(DataConfig):
         for members in dealt_together(world_size, spare):
             samples = training_samples(feed, seen=seen, members=members)
             samples.set_name(f"{TRAINING}-{members[0]}")
-            samples.context.execution_options = self.default_ingest_options()
-            samples.context.execution_options.preserve_order = True
+            samples.context.execution_options = ExecutionOptions(preserve_order=True)
             dealt += samples.streaming_split(len(members), equal=True)
         return [{TRAINING: part} for part in dealt]
 
