@@ -119,7 +119,7 @@ def ray_data(codec: str, crops_per_chip: int, folder: Path, crop_px: int) -> Any
     if not ray.is_initialized():
         os.environ["RAY_AUTH_MODE"] = "disabled"
         ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False,
-                 object_store_memory=4_000_000_000)  # fmt: skip
+                 object_store_memory=2_000_000_000)  # fmt: skip
         ray.data.DataContext.get_current().enable_progress_bars = False
         ray.data.DataContext.get_current().execution_options.preserve_order = True
     return training_samples(feed_of(folder, codec, crop_px, crops_per_chip))
