@@ -82,8 +82,8 @@ class TrainingSettings(JobSettings):
     """Times that every sample is seen."""
 
     crops_per_chip: int = Field(default=1, ge=1, le=16)
-    """Crops cut from every chip in an epoch, each a sample; a chip is decoded once for all of them, and no two of them
-    are in the same step."""
+    """Crops cut from every chip in an epoch, each a sample; a chip is decoded once for all of them, and they go into
+    different steps, unless an epoch has few steps, but for a chip or two between lanes."""
 
     crop_px: int = Field(default=120, ge=24, multiple_of=24)
     """Side of a crop, pixels of 10 m."""
