@@ -128,4 +128,4 @@ def empty_batch(
     batch: Batch = {
         name: allocate((size, *spec.shape[:-2], sides[name], sides[name]), spec.dtype) for name, spec in specs.items()
     }
-    return batch | {name: np.empty(size, dtype) for name, dtype in columns.items()}
+    return batch | {name: allocate((size,), np.dtype(dtype)) for name, dtype in columns.items()}

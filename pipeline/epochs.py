@@ -98,15 +98,14 @@ class Window:
     def of(
         cls,
         rows: NDArray[np.int64],
-        turns: NDArray[np.int64] | None = None,
+        turns: NDArray[np.int64],
         *,
         epoch: int,
         first: int,
         stop: int,
         shard_chips: int,
     ) -> Window:
-        """A window of rows (chip,) in the order they come, each once in a turn; without turns, all the first time."""
-        turns = np.zeros_like(rows) if turns is None else turns
+        """A window of rows (chip,) in the order they come, each once in a turn."""
         sets = ((turn, np.sort(rows[turns == turn])) for turn in np.unique(turns).tolist())
         chips = tuple((turn, RowSet.of(own, shard_chips=shard_chips)) for turn, own in sets)
         ends = ((int(rows[0]), int(turns[0])), (int(rows[-1]), int(turns[-1])))

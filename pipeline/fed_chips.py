@@ -105,7 +105,8 @@ class FedChips:
 
     def __init__(self, feed: Feed, *, seen: int = 0) -> None:
         self.feed, self.seen = feed, seen
-        self.layout = Sources(feed.sources).layout
+        self._store = Sources(feed.sources)
+        self.layout = self._store.layout
         # Refuses a crop that does not fit, here and not in a task.
         self.layout.check_window(0, 0, feed.crop_px)
 
@@ -114,9 +115,8 @@ class FedChips:
         """Rows of the chips that are fed, ascending."""
         if self.feed.rows_in is not None:
             return _kept_rows(self.feed.rows_in)
-        store = Sources(self.feed.sources)
         chosen = choose_all(self.feed.sources, self.feed.only, split=self.feed.split)
-        return np.concatenate([store.rows_of(number, each.rows) for number, each in enumerate(chosen)])
+        return np.concatenate([self._store.rows_of(number, each.rows) for number, each in enumerate(chosen)])
 
     @cached_property
     def course(self) -> Course:

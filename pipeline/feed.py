@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import ray.data
@@ -57,11 +58,16 @@ class ChipSource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """A task for each rank's part of a span; how many there are is the epoch's business, not `parallelism`'s."""
+        # Ray asks several times before it executes a dataset.
+        return list(_planned_tasks(self, self._epoch(data_context), per_task_row_limit))
+
+    def tasks_of(self, epoch: int, row_limit: int | None) -> list[ReadTask]:
+        """The tasks of an epoch, planned anew at each call."""
         feed = self.feed
         first, last = (rank_lanes(feed.order, rank=self.members[n], ranks=feed.ranks) for n in (0, -1))
         return [
-            self._task(parts[rank], rank, per_task_row_limit)
-            for span in self.chips.plan(self._epoch(data_context), range(first.start, last.stop))
+            self._task(parts[rank], rank, row_limit)
+            for span in self.chips.plan(epoch, range(first.start, last.stop))
             for parts in rank_spans(span, feed.order, ranks=feed.ranks)
             for rank in self.members
         ]
@@ -83,6 +89,11 @@ class ChipSource(Datasource):
 
         metadata = read_metadata(span.num_batches * feed.batch_size, self.chips.sample_bytes())
         return ReadTask(read, metadata, per_task_row_limit=limit)
+
+
+@lru_cache(2)
+def _planned_tasks(source: ChipSource, epoch: int, row_limit: int | None) -> list[ReadTask]:
+    return source.tasks_of(epoch, row_limit)
 
 
 def training_samples(feed: Feed, *, seen: int = 0, members: Sequence[int] | None = None) -> ray.data.Dataset:

@@ -13,15 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, groupby, pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.batch_buffers import Allocate, BatchBuffers
-from pipeline.crops import Batch, rank_samples
+from pipeline.crops import Batch, empty_batch, rank_samples
 from pipeline.fed_chips import MODEL_COLUMNS, FedChips, Feed
-from pipeline.layout import MODEL_ARRAYS, ArraySpec, Layout
+from pipeline.layout import MODEL_ARRAYS, Layout
 from pipeline.positions import Span, rank_lanes
 from pipeline.shard_reader import ChipShards, ShardReader
 from pipeline.store import Store
@@ -90,7 +88,7 @@ def rank_batches(
     """
     source = FedChips(feed, seen=seen)
     store = feed.open()
-    specs = {name: spec for name, spec in store.layout.arrays().items() if name in MODEL_ARRAYS}
+    specs = store.layout.arrays_of(MODEL_ARRAYS)
     local = all(Store.open(each.url).is_local for each in feed.sources)
     # A crop of a batch that comes later is cut when its chip is decoded for the first: the whole span is open then.
     scattered = feed.crops_per_chip > 1 or not local
@@ -102,7 +100,12 @@ def rank_batches(
         for span in source.plan(epoch, lanes)
     )
     first, end = (samples // feed.global_batch for samples in (seen, source.course.seen_after(epochs)))
-    buffers = BatchBuffers(lambda: _buffer(specs, feed, allocate), size=feed.batch_size, first=first, lead=lead)
+    buffers = BatchBuffers(
+        lambda: empty_batch(specs, feed.batch_size, feed.crop_px, MODEL_COLUMNS, allocate),
+        size=feed.batch_size,
+        first=first,
+        lead=lead,
+    )
     with ThreadPoolExecutor(-(-_OBJECTS_IN_FLIGHT // len(specs)), "fetch") as fetching:
         coming = _opened(store, specs, spans) if local else _fetched(store, specs, visits(spans, store), fetching)
         turn = threading.Lock()
@@ -210,11 +213,3 @@ def _work(
                 buffers.filled(each.batch)
     except BaseException as error:  # noqa: BLE001  # raised where the batches are taken
         buffers.fail(error)
-
-
-def _buffer(specs: dict[str, ArraySpec], feed: Feed, allocate: Allocate) -> Batch:
-    batch: dict[str, NDArray[Any]] = {}
-    for name, spec in specs.items():
-        side = feed.crop_px // spec.step_px
-        batch[name] = allocate((feed.batch_size, *spec.shape[:-2], side, side), spec.dtype)
-    return batch | {name: allocate((feed.batch_size,), np.dtype(dtype)) for name, dtype in MODEL_COLUMNS.items()}

@@ -126,6 +126,12 @@ class Span:
         return replace(self, pieces=tuple(piece for piece in self.pieces if piece.lane in lanes))
 
 
+def even_parts(whole: range, number: int) -> list[range]:
+    """A range in so many parts, one after the other, none of which is longer than another by more than one."""
+    bounds = [whole.start + n * len(whole) // number for n in range(number + 1)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
 def rank_lanes(order: SampleOrder, *, rank: int, ranks: int) -> range:
     """The lanes from which a rank's part of every global batch is."""
     size = order.global_batch // ranks
@@ -163,9 +169,9 @@ def plan_spans(
     chips = {of: EpochChips(rows, shard_chips=shard_chips, order=order, epoch=of) for *_, of in sources}
     first_batch, num_batches = begin // order.global_batch, (end - begin) // order.global_batch
     num_spans = max(1, num_batches // order.window_batches)
-    bounds = [number * num_batches // num_spans for number in range(num_spans + 1)]
     share, to_come = order.lane_share, seen // order.global_batch
-    for first, stop in pairwise(bounds):
+    for part in even_parts(range(num_batches), num_spans):
+        first, stop = part.start, part.stop
         if first_batch + stop <= to_come:
             continue
         pieces = []
@@ -189,7 +195,6 @@ def rank_spans(span: Span, order: SampleOrder, *, ranks: int) -> Iterator[tuple[
     """
     lanes = [rank_lanes(order, rank=rank, ranks=ranks) for rank in range(ranks)]
     cuts = min(span.num_batches, max(map(len, lanes)))
-    bounds = [span.first + number * span.num_batches // cuts for number in range(cuts + 1)]
-    for first, stop in pairwise(bounds):
-        part = span.between(first, stop, order)
+    for batches in even_parts(range(span.first, span.stop), cuts):
+        part = span.between(batches.start, batches.stop, order)
         yield tuple(part.of_lanes(own) for own in lanes)

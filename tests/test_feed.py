@@ -272,6 +272,8 @@ def test_as_many_tasks_are_said_as_there_are(url: str) -> None:
         source = ChipSource(feed_of(url, global_batch=12, ranks=ranks, lanes=lanes), seen=24, members=members)
         tasks = source.get_read_tasks(1)
         assert source.num_tasks() == len(tasks) > 0
+        # Ray asks more than once.
+        assert all(one is other for one, other in zip(tasks, source.get_read_tasks(1), strict=True))
         samples = sum(task.metadata.num_rows for task in tasks)
         assert samples == (source.chips.course.epoch_samples - 24) // 12 * 12 * len(source.members) // ranks
 

@@ -176,7 +176,7 @@ def embed_windows(
 ) -> list[Features]:
     """What `jobs.support.evaluation.encode_windows` gives, within this process."""
     places = {name: kept[name].to_numpy() for name in ("row", "y_px", "x_px", "window")}
-    specs = [spec for name, spec in store.layout.arrays().items() if name in MODEL_ARRAYS]
+    specs = [*store.layout.arrays_of(MODEL_ARRAYS).values()]
 
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
         rows = np.unique(places["row"])

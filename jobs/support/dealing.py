@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, Final
 
 import ray
@@ -17,13 +16,13 @@ from ray.train import DataConfig
 
 from pipeline.fed_chips import Feed
 from pipeline.feed import training_samples
+from pipeline.positions import even_parts
 from pipeline.quiet import quiet_data
 
 TRAINING: Final = "train"
 """Name of the dataset that workers ask for."""
 
 _START_TIMEOUT: Final = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-
 
 RANKS_EACH: Final = 8
 """That a process of Ray Data's deals out to, at the most that keep it half idle: a task and its block take it 10 ms of
@@ -85,8 +84,7 @@ def dealt_together(num_ranks: int, spare_cpus: Sequence[float]) -> list[range]:
     number = -(-num_ranks // RANKS_EACH)
     while number > 1 and sum(cpus // number * number for cpus in spare_cpus) < _LEAST_USED * sum(spare_cpus):
         number -= 1
-    bounds = [n * num_ranks // number for n in range(number + 1)]
-    return [range(first, stop) for first, stop in pairwise(bounds)]
+    return even_parts(range(num_ranks), number)
 
 
 def nothing_yet() -> Dataset:

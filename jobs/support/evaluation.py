@@ -187,7 +187,7 @@ def encode_windows(
 ) -> list[Features]:
     """Embeddings of the kept windows by every model, and their band statistics, in the order of `kept`."""
     places = {name: kept[name].to_numpy() for name in ("row", "y_px", "x_px", "window")}
-    specs = [spec for name, spec in store.layout.arrays().items() if name in MODEL_ARRAYS]
+    specs = [*store.layout.arrays_of(MODEL_ARRAYS).values()]
     images = chips_of(store.url, np.unique(places["row"]), arrays=MODEL_ARRAYS, batch_size=CHIPS_PER_BLOCK).map_batches(
         partial(cut_windows, windows=places, specs=specs, window_px=window_px),
         batch_size=CHIPS_PER_BLOCK,

@@ -65,7 +65,7 @@ def measure_feed(feed: Feed, rows: NDArray[np.int64], *, shards: int = 2) -> Fee
 
 
 def _fetch(chips: ChipShards, shard: int) -> int:
-    names: Sequence[str] = [name for name in chips.layout.arrays() if name in MODEL_ARRAYS]
+    names: Sequence[str] = [*chips.layout.arrays_of(MODEL_ARRAYS)]
     store, own = chips.holder(shard)
     return sum(concurrently(lambda name: len(store.objects.view(store.shard_key(name, own))), names))
 
